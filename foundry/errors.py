@@ -1,0 +1,261 @@
+"""Every exception, drawn once.
+
+    FoundryError
+    ├── UserError                 the request cannot be carried out as given; never retried
+    │   ├── InvalidSpec           a field is missing, unknown or out of range
+    │   ├── UnknownTarget
+    │   ├── UnknownFormat
+    │   ├── BudgetUnreachable     no shape of this teacher is small enough
+    │   ├── TeacherNotFound
+    │   ├── UnsafeCheckpoint      pickled weights, code, links: refused unread
+    │   ├── DamagedCheckpoint     headers, config and weights disagree
+    │   ├── UnsupportedFamily
+    │   └── InvalidData           empty, malformed or too short; names the line
+    ├── StateConflict             the thing exists but is not in a state that allows this
+    │   ├── IllegalTransition
+    │   ├── LeaseLost             another attempt owns the job now; stop without writing
+    │   └── IdempotencyConflict   one key, two different requests
+    ├── NotFound                  no such object in this project
+    ├── Unauthorized              the key is missing, wrong or revoked
+    ├── OperatorError             the installation must be mended, then the same request works
+    │   ├── MissingExtra          an optional dependency is not installed
+    │   ├── StorageFull
+    │   ├── OutOfMemory
+    │   ├── Diverged              the loss is no longer a number
+    │   └── ExportFailed          a written file did not pass the check in its own runtime
+    └── ServiceError              what the SDK raises
+        ├── ServiceUnreachable
+        ├── RequestFailed         an answer other than 2xx; carries the problem document
+        ├── JobFailed             `wait()` ended on failed or cancelled
+        └── DownloadCorrupt       bytes do not match their digest
+
+A message names the value that was wrong and the way out. `pointer` is a JSON pointer (RFC 6901) into the request.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldProblem:
+    """One thing wrong with one field of a request."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class FoundryError(Exception):
+    """Something went wrong in Foundry."""
+
+    code: ClassVar[str] = "foundry_error"
+
+    def __init__(self, message: str | None = None, *, pointer: str = "") -> None:
+        self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
+        self.pointer = pointer
+        super().__init__(self.message)
+
+    @property
+    def problems(self) -> Sequence[FieldProblem]:
+        """The fields at fault; empty when no single field is."""
+        if not self.pointer:
+            return ()
+        return (FieldProblem(pointer=self.pointer, code=self.code, detail=self.message),)
+
+
+class UserError(FoundryError):
+    """The request cannot be carried out as given."""
+
+    code = "user_error"
+
+
+class InvalidSpec(UserError):
+    """A field is missing, unknown or out of range."""
+
+    code = "invalid_spec"
+
+    def __init__(self, problems: Sequence[FieldProblem]) -> None:
+        self._problems = tuple(problems)
+        super().__init__("; ".join(f"{p.pointer or '/'}: {p.detail}" for p in self._problems))
+
+    @property
+    def problems(self) -> Sequence[FieldProblem]:
+        return self._problems
+
+
+class UnknownTarget(UserError):
+    """No device profile has this name."""
+
+    code = "unknown_target"
+
+
+class UnknownFormat(UserError):
+    """No exporter writes this format."""
+
+    code = "unknown_format"
+
+
+class BudgetUnreachable(UserError):
+    """No shape of this teacher is small enough for the budget."""
+
+    code = "budget_unreachable"
+
+    def __init__(self, message: str, *, pointer: str = "", smallest_bytes: int, smallest_params: int) -> None:
+        super().__init__(message, pointer=pointer)
+        self.smallest_bytes = smallest_bytes
+        self.smallest_params = smallest_params
+
+
+class TeacherNotFound(UserError):
+    """The teacher is neither a folder that may be read nor a model on the hub."""
+
+    code = "teacher_not_found"
+
+
+class UnsafeCheckpoint(UserError):
+    """The checkpoint holds pickled weights, code or links, which are refused unread."""
+
+    code = "unsafe_checkpoint"
+
+
+class DamagedCheckpoint(UserError):
+    """Headers, config and weights of the checkpoint disagree."""
+
+    code = "damaged_checkpoint"
+
+
+class UnsupportedFamily(UserError):
+    """No family table describes this model."""
+
+    code = "unsupported_family"
+
+
+class InvalidData(UserError):
+    """The data is empty, malformed or too short."""
+
+    code = "invalid_data"
+
+    def __init__(self, message: str, *, pointer: str = "/data", line: int | None = None) -> None:
+        super().__init__(f"line {line}: {message}" if line is not None else message, pointer=pointer)
+        self.line = line
+
+
+class StateConflict(FoundryError):
+    """The object is not in a state that allows this."""
+
+    code = "state_conflict"
+
+
+class IllegalTransition(StateConflict):
+    """The job's status does not allow this."""
+
+    code = "illegal_transition"
+
+
+class LeaseLost(StateConflict):
+    """Another attempt owns the job now."""
+
+    code = "lease_lost"
+
+
+class IdempotencyConflict(StateConflict):
+    """This idempotency key was used with another request."""
+
+    code = "idempotency_conflict"
+
+
+class NotFound(FoundryError):
+    """There is no such object in this project."""
+
+    code = "not_found"
+
+
+class Unauthorized(FoundryError):
+    """The API key is missing, wrong or revoked."""
+
+    code = "unauthorized"
+
+
+class OperatorError(FoundryError):
+    """The installation must be mended; then the same request works."""
+
+    code = "operator_error"
+
+
+class MissingExtra(OperatorError):
+    """An optional dependency is not installed."""
+
+    code = "missing_extra"
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(f"{module} is not installed. Install it with: pip install 'foundry[{extra}]'")
+
+
+class StorageFull(OperatorError):
+    """The disk is full."""
+
+    code = "storage_full"
+
+
+class OutOfMemory(OperatorError):
+    """The machine or its accelerator has too little memory for this run."""
+
+    code = "out_of_memory"
+
+
+class Diverged(OperatorError):
+    """The loss is no longer a number."""
+
+    code = "diverged"
+
+
+class ExportFailed(OperatorError):
+    """A written file did not pass the check in its own runtime."""
+
+    code = "export_failed"
+
+
+class ServiceError(FoundryError):
+    """The service did not do what the SDK asked."""
+
+    code = "service_error"
+
+
+class ServiceUnreachable(ServiceError):
+    """The service does not answer."""
+
+    code = "service_unreachable"
+
+
+class RequestFailed(ServiceError):
+    """The service refused the request."""
+
+    code = "request_failed"
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        self.status = status
+        self.problem = problem
+        self.request_id: str | None = problem.get("request_id")
+        self.retryable = bool(problem.get("retryable", False))
+        self._problems = tuple(
+            FieldProblem(pointer=e.get("pointer", ""), code=e.get("code", ""), detail=e.get("detail", ""))
+            for e in problem.get("errors", ())
+        )
+        super().__init__(str(problem.get("detail") or problem.get("title") or f"HTTP {status}"))
+
+    @property
+    def problems(self) -> Sequence[FieldProblem]:
+        return self._problems
+
+
+class JobFailed(ServiceError):
+    """The job ended without a variant."""
+
+    code = "job_failed"
+
+
+class DownloadCorrupt(ServiceError):
+    """The bytes do not match their digest."""
+
+    code = "download_corrupt"

@@ -1,0 +1,130 @@
+"""Few statuses, many events. Progress is an event, never a status.
+
+    queued ──claim──▶ running ──finish──▶ succeeded | failed
+      ▲                 │  │
+      │   lease expired │  └─cancel─▶ cancelling ──▶ cancelled
+      └────or released──┘
+    queued ──cancel──▶ cancelled
+    queued | running ──pause──▶ pausing ──▶ paused ──resume──▶ queued
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Literal
+
+from foundry.spec.record import Record
+
+
+class Status(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing can follow."""
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: Mapping[Status, frozenset[Status]] = MappingProxyType(
+    {
+        Status.QUEUED: frozenset({Status.RUNNING, Status.PAUSED, Status.CANCELLED}),
+        Status.RUNNING: frozenset(
+            {Status.QUEUED, Status.PAUSING, Status.CANCELLING, Status.SUCCEEDED, Status.FAILED, Status.PAUSED}
+        ),
+        Status.PAUSING: frozenset({Status.PAUSED, Status.CANCELLING, Status.SUCCEEDED, Status.FAILED}),
+        Status.PAUSED: frozenset({Status.QUEUED, Status.CANCELLED}),
+        Status.CANCELLING: frozenset({Status.CANCELLED}),
+        Status.SUCCEEDED: frozenset(),
+        Status.FAILED: frozenset(),
+        Status.CANCELLED: frozenset(),
+    }
+)
+"""Which status may follow which. `foundry.store.jobs` is the only place that moves a job, and it asks this table."""
+
+
+class EventType(StrEnum):
+    """What can happen to a job; the comment names the transition that an event goes with, if any."""
+
+    SUBMITTED = "job.submitted"  # (nothing) -> queued
+    STARTED = "job.started"  # queued -> running, attempt + 1
+    REQUEUED = "job.requeued"  # running -> queued: the worker let go with a checkpoint
+    ATTEMPT_LOST = "attempt.lost"  # running -> queued: the lease ran out or the run was killed
+    CANCEL_REQUESTED = "job.cancel_requested"  # running | pausing -> cancelling
+    CANCELLED = "job.cancelled"  # queued | paused | cancelling -> cancelled
+    PAUSE_REQUESTED = "job.pause_requested"  # running -> pausing
+    PAUSED = "job.paused"  # queued | running | pausing -> paused
+    RESUMED = "job.resumed"  # paused -> queued
+    SUCCEEDED = "job.succeeded"  # running -> succeeded
+    FAILED = "job.failed"  # running -> failed
+    STAGE_STARTED = "stage.started"
+    STAGE_COMPLETED = "stage.completed"
+    STAGE_SKIPPED = "stage.skipped"  # with the reason, for example: the teacher already fits the target
+    PROGRESS = "progress"
+    METRICS = "metrics"
+    CHECKPOINT = "checkpoint.created"
+    VARIANT_PUBLISHED = "variant.published"
+    WARNING = "warning"
+    LOG = "log"
+
+
+Level = Literal["debug", "info", "warning", "error"]
+StageName = Literal["correct", "prune", "distill", "lora", "evaluate", "export"]
+STAGES: tuple[StageName, ...] = ("correct", "prune", "distill", "lora", "evaluate", "export")
+
+
+class Progress(Record):
+    """How far the current stage is. `step` counts from 1 to `steps`."""
+
+    stage: StageName
+    step: int
+    steps: int
+    loss: float | None = None
+    held_out_loss: float | None = None
+    tokens_per_s: float | None = None
+    left_s: float | None = None
+    """Seconds left in this stage."""
+
+
+class RunEvent(Record):
+    """One line of the run's standard output: what the engine tells its supervisor."""
+
+    type: EventType
+    message: str
+    level: Level = "info"
+    data: dict[str, Any] = {}
+
+
+class JobEvent(Record):
+    """One appended, never edited line of a job's history. `seq` counts from 1 without a gap."""
+
+    id: str
+    job_id: str
+    seq: int
+    attempt: int
+    type: EventType
+    level: Level
+    created_at: datetime
+    message: str
+    data: dict[str, Any]
+
+
+class ExitCode:
+    """What the run's exit status says to its supervisor. 64, 71, 74 and 75 are those of BSD's sysexits.h."""
+
+    DONE = 0
+    CRASHED = 1
+    USER_ERROR = 64
+    OUT_OF_MEMORY = 71
+    STORAGE = 74
+    STOPPED = 75
+    """Asked to stop; a checkpoint is written and the run can be resumed."""

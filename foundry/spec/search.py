@@ -1,0 +1,106 @@
+"""Which shapes a budget admits. Arithmetic only: no weights, no torch."""
+
+from collections.abc import Iterable, Iterator
+from itertools import product
+
+from foundry.errors import BudgetUnreachable
+from foundry.spec.family import Family, Shape
+from foundry.spec.stages import Axis
+from foundry.spec.target import Budget
+
+SMALLEST_SHARE = 0.25
+"""No axis is cut below a quarter of the teacher's: beyond that a student from scratch does as well (Minitron, 2407.14679)."""
+
+
+def alignment_of(length: int) -> int:
+    """The step in which an axis is cut: 256 where k-quants and tensor cores want it, smaller where that is too coarse."""
+    for step in (256, 64):
+        if length >= 16 * step:
+            return step
+    return 32 if length >= 128 else 8
+
+
+def choices(teacher: Shape, axes: Iterable[Axis]) -> dict[str, list[int]]:
+    """The lengths each axis may take, largest first."""
+    allowed = set(axes)
+
+    def steps(axis: Axis, length: int) -> list[int]:
+        if axis not in allowed:
+            return [length]
+        step = alignment_of(length)
+        floor = max(step, int(length * SMALLEST_SHARE))
+        return [length, *(n for n in range(length - 1, floor - 1, -1) if n % step == 0)]
+
+    group = teacher.heads // teacher.kv_heads
+    heads = [teacher.kv_heads * n for n in range(group, 0, -1)] if "heads" in allowed else [teacher.heads]
+    if group == 1:
+        heads = [teacher.heads]
+    deepest_cut = max(1, -(-teacher.layers // 2)) if "layers" in allowed else teacher.layers
+    return {
+        "hidden": steps("hidden", teacher.hidden),
+        "ffn": steps("ffn", teacher.ffn),
+        "heads": heads,
+        "layers": list(range(teacher.layers, deepest_cut - 1, -1)),
+    }
+
+
+def shapes(teacher: Shape, axes: Iterable[Axis]) -> Iterator[list[Shape]]:
+    """Every shape on the grid of `choices`, in groups that differ in ffn alone, widest first."""
+    grid = choices(teacher, axes)
+    for hidden, heads, layers in product(grid["hidden"], grid["heads"], grid["layers"]):
+        # LlamaConfig and Gemma3Config refuse hidden % heads != 0 even where head_dim is given.
+        if teacher.hidden % teacher.heads == 0 and hidden % heads:
+            continue
+        cut = {"hidden": hidden, "heads": heads, "layers": layers}
+        yield [teacher.model_copy(update={**cut, "ffn": ffn}) for ffn in grid["ffn"]]
+
+
+def shapes_within(
+    family: Family, teacher: Shape, budget: Budget, axes: Iterable[Axis], present: frozenset[str] = frozenset()
+) -> list[Shape]:
+    """The shapes that fit and are not dominated by another that fits; the teacher alone when it fits.
+
+    Dominated means: no axis longer and one shorter. A dominated shape keeps less of the teacher for no gain. Raises
+    `BudgetUnreachable` with the smallest reachable size when nothing fits.
+    """
+    axes = tuple(axes)
+    if budget.share(family, teacher, present) <= 1:
+        return [teacher]
+    widest = [
+        next((s for s in group if budget.share(family, s, present) <= 1), None) for group in shapes(teacher, axes)
+    ]
+    fitting = [shape for shape in widest if shape is not None]
+    if not fitting:
+        raise _unreachable(family, teacher, budget, axes, present)
+    keys = [(s.hidden, s.ffn, s.heads, s.layers) for s in fitting]
+    return [
+        s for s, k in zip(fitting, keys, strict=True)
+        if not any(other != k and all(o >= n for o, n in zip(other, k, strict=True)) for other in keys)
+    ]  # fmt: skip
+
+
+def _unreachable(
+    family: Family, teacher: Shape, budget: Budget, axes: tuple[Axis, ...], present: frozenset[str]
+) -> BudgetUnreachable:
+    smallest = min((s for group in shapes(teacher, axes) for s in group), key=lambda s: budget.share(family, s, present))
+    params, size = family.parameter_count(smallest, present), budget.used_bytes(family, smallest, present)
+    limit = f"{budget.max_params:,} parameters" if budget.max_params else f"{budget.max_bytes:,} bytes"
+    way_out = f"allow at least {params:,} parameters" if budget.max_params else f"allow at least {size:,} bytes"
+    return BudgetUnreachable(
+        f"target {budget.target!r} allows {limit}, but the smallest student of this teacher has {params:,} parameters "
+        f"and takes {size:,} bytes as {budget.format} with its KV cache at {budget.context_tokens:,} tokens; "
+        f"{way_out}, let more axes be cut (prune.axes), or choose a smaller teacher",
+        pointer="/targets",
+        smallest_bytes=size,
+        smallest_params=params,
+    )
+
+
+def balance(teacher: Shape, shape: Shape) -> float:
+    """How unevenly a shape cuts, before any weight is known: lower is the better guess.
+
+    Weighs each axis by how hard it is to recover: depth and heads hurt more than width for the same share (Minitron,
+    2407.14679 and 2408.11796: ffn first, then hidden; heads last; depth when latency asks for it).
+    """
+    cost = {"ffn": 1.0, "hidden": 1.5, "layers": 3.0, "heads": 2.5}
+    return sum(w * (1 - getattr(shape, axis) / getattr(teacher, axis)) ** 2 for axis, w in cost.items())

@@ -1,0 +1,69 @@
+"""One config for each stage of a job. A stage that is None in the spec is not run."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from foundry.spec.record import Count, Rate, Record
+
+Axis = Literal["hidden", "ffn", "heads", "kv_heads", "layers"]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Correct(Record):
+    """Adapt the teacher to the data first; kept only when its held-out loss falls."""
+
+    method: Literal["lora", "full"] = "lora"
+    tokens: Count = 1_000_000
+    learning_rate: Rate = 2e-4
+    rank: Count = 16
+
+
+class Prune(Record):
+    """Which axes may be cut, and how much text decides what stays."""
+
+    axes: tuple[Axis, ...] = Field(("ffn", "hidden", "heads", "layers"), min_length=1)
+    calibration_tokens: Count = 4_194_304
+    """Upper bound (1024 x 4096, the Minitron papers' figure); scaled down to 64 tokens for each thousand parameters."""
+    candidates: Count = 6
+    """How many shapes within the budget are sliced and compared by held-out KL before one is taken."""
+
+
+class Distill(Record):
+    """Train the student to match the teacher's distribution (forward KL on logits)."""
+
+    tokens: Count = 20_000_000
+    learning_rate: Rate = 1e-3
+    """Peak rate of AdamW. 1e-3 suits students of some million parameters; 1e-4 suits billions."""
+    sequence_tokens: Count | None = None
+    """Length of a packed sequence; by default the teacher's context, at most 2048."""
+    batch_tokens: Count | None = None
+    """Tokens of one step; by default 16 sequences."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    checkpoint_steps: Count = 100
+    """Steps between two checkpoints: the most work that a crash can cost."""
+    evaluate_steps: Count | None = None
+    """Steps between two looks at the held-out loss; by default a tenth of the run."""
+
+
+class Lora(Record):
+    """Fit a low-rank adapter to the student on the domain data; shipped attached and merged."""
+
+    rank: Count = 16
+    alpha: Count = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    tokens: Count = 1_000_000
+    learning_rate: Rate = 2e-4
+
+
+class Evaluate(Record):
+    """How much held-out text the comparison reads."""
+
+    tokens: Count = 65_536
+
+
+class Export(Record):
+    """How many greedy tokens a file's own runtime must agree on with transformers (f16) before it counts."""
+
+    parity_tokens: Count = 32

@@ -1,0 +1,106 @@
+"""What comes out: a plan, metrics, files, and the manifest that binds them."""
+
+from datetime import datetime
+from typing import Any
+
+from foundry.spec.family import Shape
+from foundry.spec.job import JobSpec
+from foundry.spec.record import Record
+from foundry.spec.target import Budget
+
+
+class Candidate(Record):
+    """A shape that was considered, and what it scored."""
+
+    shape: Shape
+    parameters: int
+    used_bytes: int
+    held_out_kl: float | None = None
+    """Mean KL from teacher to student right after the cut, nats per token; None if it was not sliced."""
+
+
+class PrunePlan(Record):
+    """The decision: which indices of each axis stay. Ships with the variant. Sorted, counted from 0."""
+
+    family: str
+    target: str
+    teacher_shape: Shape
+    shape: Shape
+    layers: tuple[int, ...]
+    hidden: tuple[int, ...]
+    ffn: tuple[tuple[int, ...], ...]
+    """For each kept layer, its kept channels."""
+    heads: tuple[tuple[int, ...], ...]
+    """For each kept layer, its kept query heads, the same number from every KV group."""
+    candidates: tuple[Candidate, ...] = ()
+    """The shapes that were compared, best first."""
+
+    @property
+    def cuts_nothing(self) -> bool:
+        """Whether the teacher already fits."""
+        return self.shape == self.teacher_shape
+
+
+class Metrics(Record):
+    """What was measured of one model on the held-out text. Losses in nats per token."""
+
+    model: str
+    """teacher, corrected, pruned, distilled, lora, or a format such as gguf:q4_k_m."""
+    parameters: int | None = None
+    file_bytes: int | None = None
+    held_out_loss: float | None = None
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    kl_to_teacher: float | None = None
+    top1_agreement_ratio: float | None = None
+    """Share of held-out positions where the most likely next token is the teacher's."""
+    tokens: int | None = None
+    """Held-out tokens that were scored."""
+    prompt_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    load_ms: float | None = None
+    peak_memory_bytes: int | None = None
+    hardware: str | None = None
+
+
+class Artifact(Record):
+    """One file of a variant. `path` is relative to the variant's folder, with forward slashes."""
+
+    path: str
+    bytes: int
+    sha256: str
+    format: str | None = None
+    """The format this file belongs to; None for manifest, card and plan."""
+
+
+class Lineage(Record):
+    """Where a variant comes from."""
+
+    teacher: str
+    teacher_sha256: str
+    """Digest over name, size and digest of every weight file of the teacher."""
+    data: str
+    data_sha256: str
+    versions: dict[str, str]
+    """Library name -> version."""
+
+
+class VariantManifest(Record):
+    """`manifest.json` of a variant's folder: every other file with its digest, and how it all came about."""
+
+    format_version: int = 1
+    target: str
+    family: str
+    shape: Shape
+    parameters: int
+    budget: Budget
+    fits_budget: bool
+    created_at: datetime
+    spec: JobSpec
+    lineage: Lineage
+    metrics: tuple[Metrics, ...]
+    failed_formats: dict[str, str]
+    """Formats that were asked for and did not pass their check, with the reason."""
+    files: tuple[Artifact, ...]
+    training: dict[str, Any] = {}
+    """Steps, tokens and losses of the distillation."""
