@@ -1,0 +1,47 @@
+"""What a stage may use of the world outside: a voice, an ear, a device and a seed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from foundry.spec.lifecycle import EventType, Level, Progress, RunEvent
+
+
+class Stopped(Exception):
+    """The run was asked to stop; a checkpoint is written and the workspace can be resumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """Handed to every stage. `emit` takes events, `should_stop` is asked at every step."""
+
+    emit: Callable[[RunEvent], None]
+    should_stop: Callable[[], bool] = field(default=lambda: False)
+    device: torch.device
+    dtype: torch.dtype
+    """Of matrix products: bfloat16 where the hardware is fast at it, else float32. Master weights are float32 always."""
+    seed: int
+
+    def report(self, type: EventType, message: str, *, level: Level = "info", **data: Any) -> None:
+        """Tell the supervisor one thing."""
+        self.emit(RunEvent(type=type, message=message, level=level, data=data))
+
+    def progress(self, progress: Progress) -> None:
+        """Tell the supervisor how far the stage is."""
+        message = f"{progress.stage} {progress.step}/{progress.steps}"
+        self.report(EventType.PROGRESS, message, **progress.model_dump(exclude_none=True))
+
+
+def choose_device() -> torch.device:
+    """The accelerator when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on GPUs that have it and on CPUs with instructions for it; emulated bfloat16 is slower than float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
