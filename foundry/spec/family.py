@@ -90,6 +90,8 @@ class Family(Record):
     """Axis of `Shape` -> key of config.json."""
     config_keep: tuple[str, ...]
     """Other keys that are carried into a student's config; everything else is dropped."""
+    rotatable: bool = False
+    """Whether an orthogonal map of the residual stream changes nothing: RMS norms before every reader, none after a writer."""
     tied_by_default: bool = False
     """What an absent `tie_word_embeddings` means in this family's config class."""
     attention_norm: str
@@ -98,6 +100,15 @@ class Family(Record):
     embedding: str
     head: str
     weights: tuple[Weight, ...]
+
+    @property
+    def layer_module(self) -> str:
+        """Where a decoder layer lives, for example `model.layers.{layer}`."""
+        return self.attention_norm.split("{layer}")[0] + "{layer}"
+
+    def row(self, role: str) -> Weight:
+        """The matrix with this role (not its bias)."""
+        return next(w for w in self.weights if w.role == role and len(w.dims) == 2)
 
     def shape_of(self, config: Mapping[str, Any]) -> Shape:
         """Read the shape from a config.json; raise `DamagedCheckpoint` when a size is missing or not a positive number."""

@@ -6,8 +6,10 @@ from pydantic import Field
 
 from foundry.spec.record import Count, Rate, Record
 
-Axis = Literal["hidden", "ffn", "heads", "kv_heads", "layers"]
-Share = Annotated[float, Field(gt=0, le=1)]
+Axis = Literal["hidden", "ffn", "heads", "layers"]
+Repair = Literal["refit", "rotate", "rescale"]
+"""refit: least squares for the output projections on the kept channels. rotate: principal axes of the residual stream
+before hidden is cut. rescale: norm gains that keep the magnitude the next layer expects."""
 
 
 class Correct(Record):
@@ -20,13 +22,14 @@ class Correct(Record):
 
 
 class Prune(Record):
-    """Which axes may be cut, and how much text decides what stays."""
+    """Which axes may be cut, how much text decides what stays, and how the cut is repaired."""
 
     axes: tuple[Axis, ...] = Field(("ffn", "hidden", "heads", "layers"), min_length=1)
     calibration_tokens: Count = 4_194_304
-    """Upper bound (1024 x 4096, the Minitron papers' figure); scaled down to 64 tokens for each thousand parameters."""
-    candidates: Count = 6
+    """Upper bound (1024 x 4096, the Minitron papers' figure); small models need less: 16 tokens a thousand parameters."""
+    candidates: Count = 8
     """How many shapes within the budget are sliced and compared by held-out KL before one is taken."""
+    repair: tuple[Repair, ...] = ("refit", "rotate", "rescale")
 
 
 class Distill(Record):

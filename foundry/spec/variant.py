@@ -6,6 +6,7 @@ from typing import Any
 from foundry.spec.family import Shape
 from foundry.spec.job import JobSpec
 from foundry.spec.record import Record
+from foundry.spec.stages import Repair
 from foundry.spec.target import Budget
 
 
@@ -28,10 +29,14 @@ class PrunePlan(Record):
     shape: Shape
     layers: tuple[int, ...]
     hidden: tuple[int, ...]
+    """In the teacher's own order, or, when `rotated`, in the order of the principal axes of its residual stream."""
+    rotated: bool = False
     ffn: tuple[tuple[int, ...], ...]
     """For each kept layer, its kept channels."""
     heads: tuple[tuple[int, ...], ...]
     """For each kept layer, its kept query heads, the same number from every KV group."""
+    repair: tuple[Repair, ...] = ()
+    """The repairs that were applied."""
     candidates: tuple[Candidate, ...] = ()
     """The shapes that were compared, best first."""
 

@@ -1,0 +1,44 @@
+"""The stages in order. A stage that is done is not run again, so starting a workspace again resumes it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from foundry.engine.context import RunContext, Stopped
+from foundry.engine.correct import correct
+from foundry.engine.distill.stage import distill
+from foundry.engine.evaluate.stage import evaluate
+from foundry.engine.export.stage import export
+from foundry.engine.lora import lora
+from foundry.engine.prune.stage import prune
+from foundry.engine.workspace import Workspace, write_json
+from foundry.spec.job import JobSpec
+from foundry.spec.lifecycle import STAGES, EventType, StageName
+
+Stage = Callable[[JobSpec, Workspace, RunContext], None]
+
+_STAGE: dict[StageName, Stage] = {
+    "correct": correct,
+    "prune": prune,
+    "distill": distill,
+    "lora": lora,
+    "evaluate": evaluate,
+    "export": export,
+}
+
+
+def run(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
+    """Carry out every stage that the spec asks for and that is not done. Raises `Stopped` when asked to stop."""
+    for stage in STAGES:
+        if getattr(spec, stage) is None or workspace.is_done(stage):
+            continue
+        if context.should_stop():
+            raise Stopped
+        context.report(EventType.STAGE_STARTED, f"{stage} started", stage=stage)
+        _STAGE[stage](spec, workspace, context)
+        context.report(EventType.STAGE_COMPLETED, f"{stage} completed", stage=stage, **workspace.result(stage))
+    write_json(workspace.root / "result.json", {"variants": workspace.result("export")["variants"]})
+
+
+def variants(workspace: Workspace) -> list[Path]:
+    """The variant folders of a finished workspace."""
+    return [workspace.root / relative for relative in workspace.result("export")["variants"]]

@@ -1,0 +1,31 @@
+"""Which of the shapes within a budget to take: measured, not guessed."""
+
+from collections.abc import Callable, Sequence
+
+from foundry.spec.family import Shape
+from foundry.spec.search import balance
+
+
+def choose_shape(
+    within: Sequence[Shape], teacher: Shape, score: Callable[[Shape], float], limit: int
+) -> list[tuple[Shape, float]]:
+    """Score up to `limit` shapes and return them with their scores, best (lowest) first.
+
+    Half of the looks go to the shapes that `balance` favours, the rest to the neighbours of the best one found so far:
+    the guess finds the region, the measurements find the place.
+    """
+    favoured = sorted(within, key=lambda shape: balance(teacher, shape))
+    scored: dict[Shape, float] = {}
+    for shape in favoured[: max(1, limit // 2)]:
+        scored[shape] = score(shape)
+    while len(scored) < min(limit, len(within)):
+        leader = min(scored, key=scored.__getitem__)
+        nearest = min((s for s in favoured if s not in scored), key=lambda s: distance(teacher, s, leader))
+        scored[nearest] = score(nearest)
+    return sorted(scored.items(), key=lambda item: item[1])
+
+
+def distance(teacher: Shape, a: Shape, b: Shape) -> float:
+    """How far two shapes lie apart, each axis as a share of the teacher's."""
+    axes = ("hidden", "ffn", "heads", "layers")
+    return sum(((getattr(a, axis) - getattr(b, axis)) / getattr(teacher, axis)) ** 2 for axis in axes)

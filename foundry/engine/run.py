@@ -1,0 +1,90 @@
+"""The job's own process: `python -m foundry.engine.run WORKSPACE`.
+
+It reads a workspace, speaks `RunEvent` as JSON lines on standard output, and tells its end by the exit status
+(`ExitCode`). SIGTERM, or the end of standard input, which means that the supervisor is gone, asks it to write a
+checkpoint and stop. It knows no database, no queue and no network but the model hub.
+"""
+
+import errno
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from foundry.engine import pipeline
+from foundry.engine.context import RunContext, Stopped, choose_device, choose_dtype
+from foundry.engine.workspace import Workspace
+from foundry.errors import FoundryError, OutOfMemory, StorageFull, UserError
+from foundry.spec.lifecycle import EventType, ExitCode, RunEvent
+
+
+def main(root: Path) -> int:
+    """Run the workspace to its end; return the exit status."""
+    lines = _take_stdout()
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which then sends SIGTERM
+    threading.Thread(target=_stop_with_parent, args=(asked,), daemon=True).start()
+    if threads := os.environ.get("FOUNDRY_THREADS"):
+        torch.set_num_threads(int(threads))
+
+    def emit(event: RunEvent) -> None:
+        try:
+            print(event.model_dump_json(), file=lines, flush=True)
+        except BrokenPipeError:
+            asked.set()
+
+    device = choose_device()
+    workspace = Workspace(root)
+    try:
+        spec = workspace.spec
+        context = RunContext(
+            emit=emit, should_stop=asked.is_set, device=device, dtype=choose_dtype(device), seed=spec.seed
+        )
+        pipeline.run(spec, workspace, context)
+    except Stopped:
+        return ExitCode.STOPPED
+    except BaseException as error:
+        traceback.print_exc()
+        emit(_last_words(error))
+        return _exit_code(error)
+    return ExitCode.DONE
+
+
+def _take_stdout() -> IO[str]:
+    """Keep standard output for events alone: whatever a library prints goes to standard error."""
+    lines = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return lines
+
+
+def _stop_with_parent(asked: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    asked.set()
+
+
+def _last_words(error: BaseException) -> RunEvent:
+    if isinstance(error, FoundryError):
+        data = {"code": error.code, "pointer": error.pointer}
+        return RunEvent(type=EventType.LOG, level="error", message=error.message, data=data)
+    message = f"{type(error).__name__}: {error}"
+    return RunEvent(type=EventType.LOG, level="error", message=message, data={"code": "crashed", "pointer": ""})
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, UserError):
+        return ExitCode.USER_ERROR
+    if isinstance(error, OutOfMemory | MemoryError | torch.OutOfMemoryError):
+        return ExitCode.OUT_OF_MEMORY
+    if isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        return ExitCode.STORAGE
+    return ExitCode.CRASHED
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
