@@ -1,0 +1,150 @@
+"""Open a causal model and its tokenizer for work, and write one back as the plain folder it came from.
+
+V: vocabulary, H: hidden.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import save_torch_state_dict, snapshot_download
+from huggingface_hub.constants import HF_HOME
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from foundry.engine.workspace import new_folder, read_json, write_json
+from foundry.errors import DamagedCheckpoint, OutOfMemory, TeacherNotFound, UnsupportedFamily
+from foundry.spec.job import is_hub_id
+
+# Weights as safetensors, and text. Never pickles, never code.
+_FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model")
+_BESIDE_WEIGHTS = (".json", ".jinja", ".txt", ".model")
+_MAX_SHARD = "5GB"
+
+
+class TrunkAndHead(NamedTuple):
+    """A causal model in two parts, so that logits can be made for a few positions at a time."""
+
+    trunk: nn.Module
+    """Token ids to hidden states, the final norm included: `trunk(**inputs).last_hidden_state`."""
+    head_VH: torch.Tensor
+    """The output matrix; the embedding itself when tied."""
+    softcap: float | None
+    """Logits are `cap * tanh(logits / cap)` where the family caps them."""
+
+
+def local_folder(teacher: str | Path) -> Path:
+    """The folder of a teacher; a hub id is fetched first (weights as safetensors, no code).
+
+    Raises `TeacherNotFound`. The fetched files are real files shared by all jobs, not links into a cache: the reader of
+    checkpoints refuses links that leave their folder.
+    """
+    text = str(teacher)
+    if not is_hub_id(text) or Path(text).is_dir():
+        if not Path(text).is_dir():
+            raise TeacherNotFound(f"no folder {text!r}; give a folder or a hub id ORG/NAME", pointer="/teacher")
+        return Path(text)
+    name, _, revision = text.partition("@")
+    folder = Path(HF_HOME) / "foundry" / text.replace("/", "--")
+    try:
+        snapshot_download(name, revision=revision or None, local_dir=folder, allow_patterns=list(_FETCHED))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, HFValidationError, OSError) as error:
+        raise TeacherNotFound(
+            f"{text!r} could not be fetched from the hub: {_first_line(error)}. Check the name, the revision, the "
+            "network and HF_TOKEN for gated models; or download it yourself and give the folder",
+            pointer="/teacher",
+        ) from error
+    return folder
+
+
+def load_model(folder: str | Path, *, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+    """A causal model from safetensors in eval mode, its weights held in `dtype`; never runs code of the checkpoint.
+
+    Attention is PyTorch's `scaled_dot_product_attention`. Raises `DamagedCheckpoint` or `OutOfMemory`.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            local_folder(folder), dtype=dtype, attn_implementation="sdpa",
+            trust_remote_code=False, use_safetensors=True, local_files_only=True,
+        )  # fmt: skip
+        return model.to(device).eval()
+    except torch.cuda.OutOfMemoryError as error:
+        raise OutOfMemory(f"{folder} does not fit on {device} as {dtype}; choose a machine with more memory") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DamagedCheckpoint(f"{folder} cannot be opened: {_first_line(error)}", pointer="/teacher") from error
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Raises `DamagedCheckpoint` without one, `UnsupportedFamily` for the slow kind."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(local_folder(folder), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise DamagedCheckpoint(
+            f"{folder} has no tokenizer that can be read: {_first_line(error)}. Save it beside the model: "
+            "tokenizer.save_pretrained(folder)",
+            pointer="/teacher",
+        ) from error
+    if not tokenizer.is_fast:
+        raise UnsupportedFamily(
+            f"the tokenizer of {folder} has no tokenizer.json; convert it: "
+            "AutoTokenizer.from_pretrained(folder, use_fast=True).save_pretrained(folder)",
+            pointer="/teacher",
+        )
+    return tokenizer
+
+
+def trunk_and_head(model: PreTrainedModel) -> TrunkAndHead:
+    """Split a model at its last hidden states. Raises `UnsupportedFamily` for heads that are more than one matrix."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise UnsupportedFamily(f"{type(model).__name__}: the output head is not one matrix", pointer="/teacher")
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return TrunkAndHead(model.base_model, head.weight, float(cap) if cap else None)
+
+
+def logits_of(hidden_TH: torch.Tensor, head_VH: torch.Tensor, softcap: float | None = None) -> torch.Tensor:
+    """Logits [T, V] in float32: the product runs in the head's dtype, what follows must not."""
+    logits_TV = nn.functional.linear(hidden_TH.to(head_VH.dtype), head_VH).float()
+    return softcap * torch.tanh(logits_TV / softcap) if softcap else logits_TV
+
+
+def save_model(model: PreTrainedModel, like: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write weights as safetensors beside the config and tokenizer files of `like`, a folder of the same shape.
+
+    The config is copied, not written by transformers: `like` holds both spellings of the rope settings. A tied head is
+    left out. The folder appears under its name only when complete.
+    """
+    weights = {name: tensor.detach().to(dtype).cpu() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        for name in _tied_names(model):
+            weights.pop(name, None)
+    with new_folder(folder) as aside:
+        copy_beside_weights(like, aside)
+        config = read_json(aside / "config.json")
+        spellings = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+        write_json(aside / "config.json", config | dict.fromkeys(spellings, str(dtype).removeprefix("torch.")))
+        save_torch_state_dict(weights, aside, max_shard_size=_MAX_SHARD, metadata={"format": "pt"})
+
+
+def copy_beside_weights(source: Path, folder: Path) -> None:
+    """Copy config, generation config, tokenizer and chat template; not weights, their index, or code."""
+    for path in source.iterdir():
+        if path.is_file() and path.suffix in _BESIDE_WEIGHTS and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, folder / path.name)
+
+
+def context_limit_of(config: Any) -> int | None:
+    """The longest sequence the model was made for, where its config says so."""
+    limit = getattr(config, "max_position_embeddings", None)
+    return int(limit) if limit else None
+
+
+def _tied_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the matrices that are another's; transformers keeps them as keys of a mapping."""
+    return tuple(model._tied_weights_keys or ())
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
