@@ -2,8 +2,9 @@
 
     python -m demo.train_teacher --tokens 14e6 -o demo/teacher
 
-The log and the held-out loss of the teacher in this repository stand in docs/results.md. A module whose id falls into the
-held-out share (`foundry.engine.corpus.is_held_out`) is never trained on, so the demo measures on text the teacher never saw.
+The log and the held-out loss of the teacher in this repository stand in docs/results.md. A module whose id falls into
+the held-out share (`foundry.intake.documents.is_held_out`) is never trained on, so the demo measures on text that the
+teacher never saw.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from demo.corpus import documents
-from foundry.engine.corpus import is_held_out
+from foundry.intake.documents import is_held_out
 
 VOCABULARY = 4096
 CONTEXT = 512
@@ -30,7 +31,10 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
@@ -90,7 +94,10 @@ def train(args: argparse.Namespace) -> None:
     steps = math.ceil(args.tokens / (args.batch * CONTEXT))
     generator = torch.Generator().manual_seed(args.seed)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters:,} parameters, {len(train_N):,} training tokens, {len(held_out_N):,} held out, {steps} steps", flush=True)
+    print(
+        f"{parameters:,} parameters, {len(train_N):,} training tokens, {len(held_out_N):,} held out, {steps} steps",
+        flush=True,
+    )
     log, start = [], time.monotonic()
     for step in range(steps):
         rate = args.rate * learning_rate_at(step, steps)
@@ -118,7 +125,9 @@ def train(args: argparse.Namespace) -> None:
             save(model, tokenizer, args.output, log)
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, log: list[dict[str, float]]) -> None:
+def save(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, log: list[dict[str, float]]
+) -> None:
     copy = LlamaForCausalLM(model.config).to(torch.bfloat16)
     copy.load_state_dict(model.state_dict())
     copy.save_pretrained(folder)
