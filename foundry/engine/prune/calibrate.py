@@ -10,9 +10,11 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import Packed
+from foundry.engine.models import trunk_and_head
 from foundry.errors import DamagedCheckpoint
 from foundry.spec.family import Family, Shape
 from foundry.spec.lifecycle import Progress
@@ -84,21 +86,21 @@ def bytes_needed(shape: Shape) -> int:
 
 
 def calibrate(
-    teacher: nn.Module, family: Family, shape: Shape, packed: Packed, context: RunContext, *, rows: int = 8
+    teacher: PreTrainedModel, family: Family, shape: Shape, packed: Packed, context: RunContext, *, rows: int = 8
 ) -> Statistics:
     """Run the teacher over the text and listen at every projection and norm.
 
     Raises `DamagedCheckpoint` when an activation is not a number, `Stopped` when asked to.
     """
     gathered = _Gathering(family, shape, context.device)
-    batches = packed.ids_NS.split(rows)
+    trunk = trunk_and_head(teacher).trunk
+    steps = -(-len(packed) // rows)
     with gathered.listening(teacher), torch.no_grad():
-        for step in range(len(batches)):
+        for step, batch in enumerate(packed.batches(rows, context.device), start=1):
             if context.should_stop():
                 raise Stopped
-            batch = packed.batch(slice(step * rows, (step + 1) * rows), context.device)
-            teacher(**batch.model_inputs(), logits_to_keep=1, use_cache=False)
-            context.progress(Progress(stage="prune", step=step + 1, steps=len(batches)))
+            trunk(**batch.model_inputs())
+            context.progress(Progress(stage="prune", step=step, steps=steps))
     return gathered.statistics(packed.ids_NS.numel())
 
 

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import psutil
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import Corpus, Packed, pack
 from foundry.engine.evaluate.compare import compare
-from foundry.engine.models import copy_tokenizer, load_model, load_tokenizer, local_folder
+from foundry.engine.models import copy_beside_weights, load_model, load_tokenizer, local_folder
 from foundry.engine.prune.calibrate import Statistics, bytes_needed, calibrate
 from foundry.engine.prune.choose import choose_shape
 from foundry.engine.prune.plan import make_plan
@@ -91,7 +90,7 @@ class _Calibrated:
         checkpoint = self.checkpoint
         return make_plan(checkpoint.family, checkpoint.shape, shape, self.statistics, self.spec.prune.repair, target)
 
-    def _student(self, shape: Shape) -> nn.Module:
+    def _student(self, shape: Shape) -> PreTrainedModel:
         """A student in memory, as it would be read back from disk."""
         slicer = Slicer(
             checkpoint=self.checkpoint, plan=self._plan(shape, "candidate"), statistics=self.statistics,
@@ -153,9 +152,9 @@ def _write(
     write_json(target / "plan.json", plan.model_dump(mode="json"))
     slicer = Slicer(checkpoint=checkpoint, plan=plan, statistics=statistics, device=context.device)
     with new_folder(target / "model") as folder:
-        write_sharded(slicer.tensors(), folder)
+        copy_beside_weights(checkpoint.folder, folder)
         write_json(folder / "config.json", checkpoint.family.config_for(checkpoint.config, plan.shape))
-        copy_tokenizer(checkpoint.folder, folder)
+        write_sharded(slicer.tensors(), folder)
 
 
 def _summary(workspace: Workspace, target: str) -> dict[str, object]:
