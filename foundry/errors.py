@@ -25,8 +25,10 @@
     │   └── ExportFailed          a written file did not pass the check in its own runtime
     └── ServiceError              what the SDK raises
         ├── ServiceUnreachable
-        ├── RequestFailed         an answer other than 2xx; carries the problem document
+        ├── RequestFailed         an answer other than 2xx; carries the problem document (client/refusals.py joins it
+        │                         with the domain's own error: a 404 is also a NotFound)
         ├── JobFailed             `wait()` ended on failed or cancelled
+        ├── WaitExpired           `wait(timeout=...)` ran out; the job goes on
         └── DownloadCorrupt       bytes do not match their digest
 
 A message names the value that was wrong and the way out. `pointer` is a JSON pointer (RFC 6901) into the request.
@@ -253,6 +255,18 @@ class JobFailed(ServiceError):
     """The job ended without a variant."""
 
     code = "job_failed"
+
+    def __init__(self, message: str, *, job_id: str, status: str, reason_code: str | None = None) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+        self.status = status
+        self.reason_code = reason_code
+
+
+class WaitExpired(ServiceError):
+    """The job had not ended when the wait was over; it goes on."""
+
+    code = "wait_expired"
 
 
 class DownloadCorrupt(ServiceError):

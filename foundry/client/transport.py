@@ -1,0 +1,169 @@
+"""One HTTP connection pool, and the rules for when a request is sent again.
+
+A request is repeated when nothing can happen twice: reading, or creating under an idempotency key that stays the same.
+Anything else is repeated only when it surely did not arrive (no connection) or was turned away (429, 503).
+"""
+
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx2
+from pydantic import BaseModel, ValidationError
+
+from foundry.client.refusals import refusal
+from foundry.errors import RequestFailed, ServiceError, ServiceUnreachable
+
+RETRIES = 4
+"""How often one call is sent again."""
+LONGEST_DELAY_S = 120.0
+"""A service that asks for more patience than this with Retry-After is reported to the caller instead."""
+_TURNED_AWAY = frozenset({429, 503})
+_MAYBE_DONE = frozenset({502, 504})
+_NEVER_ARRIVED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+R = TypeVar("R", bound=BaseModel)
+
+
+class Transport:
+    """Sends requests to one service with one key; safe to share between threads."""
+
+    def __init__(
+        self, url: str, key: str, *, transport: httpx2.BaseTransport | None = None, timeout: float = 60.0
+    ) -> None:
+        self.url = url
+        try:
+            address = httpx2.URL(url)
+        except httpx2.InvalidURL as error:
+            raise ServiceUnreachable(f"{url!r} is not an address ({error}); write http://HOST:PORT") from error
+        if address.scheme not in ("http", "https") or not address.host:
+            raise ServiceUnreachable(f"{url!r} is not an address; write http://HOST:PORT")
+        self._http = httpx2.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}", "User-Agent": "foundry-python"},
+            timeout=httpx2.Timeout(timeout, connect=min(timeout, 5.0)),
+            transport=transport,
+            trust_env=address.host not in _LOOPBACK,  # a proxy cannot reach this machine's own service
+        )
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._http.close()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        content: Any = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> httpx2.Response:
+        """Send a request and read the answer.
+
+        `content` is bytes or an object that can be iterated more than once. `timeout` is in seconds for one silence on
+        the line. Raises a refusal (`RequestFailed`) or `ServiceUnreachable`.
+        """
+        request = self._http.build_request(
+            method, path, params=params, json=json, content=content, headers=headers,
+            timeout=self._http.timeout if timeout is None else httpx2.Timeout(timeout, connect=5.0),
+        )  # fmt: skip
+        return self._send(request, stream=False)
+
+    @contextmanager
+    def stream(self, path: str, *, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        """Send a GET whose body the caller reads piece by piece; a cut connection raises `ServiceUnreachable`."""
+        response = self._send(self._http.build_request("GET", path, headers=headers), stream=True)
+        try:
+            yield response
+        except httpx2.RequestError as error:
+            raise self._unreachable(error) from error
+        finally:
+            response.close()
+
+    def read(self, kind: type[R], response: httpx2.Response) -> R:
+        """The record in an answer; raise `ServiceError` when this SDK does not understand it."""
+        try:
+            return kind.model_validate_json(response.content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = "/" + "/".join(str(part) for part in first["loc"])
+            raise ServiceError(
+                f"{response.request.method} {response.request.url} answered something that is not a "
+                f"{kind.__name__} ({place}: {first['msg']}). Is this a Foundry service, and is this SDK as new as it?"
+            ) from error
+
+    def _send(self, request: httpx2.Request, *, stream: bool) -> httpx2.Response:
+        repeatable = request.method == "GET" or "Idempotency-Key" in request.headers
+        retries = 0
+        while True:
+            try:
+                response = self._http.send(request, stream=stream)
+                if response.is_success:
+                    return response
+                refused = _read_refusal(response)
+            except httpx2.RequestError as error:
+                if retries == RETRIES or not (repeatable or isinstance(error, _NEVER_ARRIVED)):
+                    raise self._unreachable(error) from error
+                delay_s = backoff_s(retries)
+            else:
+                wanted_s = _retry_after_s(response)
+                if retries == RETRIES or not _may_repeat(refused, repeatable) or (wanted_s or 0) > LONGEST_DELAY_S:
+                    raise refused
+                delay_s = backoff_s(retries) if wanted_s is None else wanted_s
+            time.sleep(delay_s)
+            retries += 1
+
+    def _unreachable(self, error: httpx2.RequestError) -> ServiceUnreachable:
+        if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
+            return ServiceUnreachable(
+                f"{self.url} did not answer in time; it may be busy: try again, or give a longer timeout"
+            )
+        return ServiceUnreachable(
+            f"no answer from {self.url} ({error or type(error).__name__}): start a service with `foundry up`, "
+            "or set FOUNDRY_URL to one that runs"
+        )
+
+
+def below(path: str, *names: str) -> str:
+    """A resource's path; a name never adds a level, whatever it contains."""
+    return "/".join((path, *(quote(name, safe="") for name in names)))
+
+
+def backoff_s(retries: int) -> float:
+    """Seconds before the next try: 0.25, 0.5, 1, 2, 4, with jitter so that many clients do not come back at once."""
+    return float(min(0.25 * 2**retries, 4.0) * random.uniform(0.75, 1.25))
+
+
+def _may_repeat(refused: RequestFailed, repeatable: bool) -> bool:
+    if refused.status in _TURNED_AWAY:
+        return True
+    return repeatable and (refused.status in _MAYBE_DONE or refused.retryable)
+
+
+def _read_refusal(response: httpx2.Response) -> RequestFailed:
+    try:
+        response.read()
+        return refusal(response)
+    finally:
+        response.close()
+
+
+def _retry_after_s(response: httpx2.Response) -> float | None:
+    """Seconds asked for by Retry-After, given as a number or as a date; None without a readable one."""
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isdecimal():
+        return float(text)
+    try:
+        at = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, (at - datetime.now(UTC)).total_seconds()) if at.tzinfo else None

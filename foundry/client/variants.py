@@ -1,0 +1,147 @@
+"""`foundry.variants`: look at finished models and bring them home."""
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from foundry.client.download import Interrupted, Report, fetch, place
+from foundry.client.pages import every
+from foundry.client.progress import DownloadProgress
+from foundry.client.transport import Transport, below
+from foundry.errors import DownloadCorrupt, NotFound, StorageFull
+from foundry.spec.resources import Variant
+from foundry.spec.variant import Artifact, VariantManifest
+
+_PATH = "/v1/variants"
+_MANIFEST = "manifest.json"
+_FILES_AT_ONCE = 4
+
+
+class Variants:
+    """Finished models of the key's project."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self, *, job_id: str | None = None, limit: int | None = None) -> Iterator[Variant]:
+        """Every variant, newest first; `job_id` keeps those of one job."""
+        return every(self._transport, _PATH, Variant, limit=limit, job_id=job_id)
+
+    def get(self, variant_id: str) -> Variant:
+        """One variant; raises `NotFound`."""
+        return self._transport.read(Variant, self._transport.call("GET", below(_PATH, variant_id)))
+
+    def manifest(self, variant_id: str) -> VariantManifest:
+        """How the variant came about, what was measured, and the digest of every file."""
+        return self._transport.read(VariantManifest, self._transport.call("GET", below(_PATH, variant_id, "manifest")))
+
+    def download(
+        self,
+        variant_id: str,
+        to: str | Path,
+        *,
+        files: Sequence[str] | None = None,
+        progress: bool | Report = True,
+    ) -> Path:
+        """Bring a variant, or those of its `files` (paths or patterns such as '*.gguf'), into the folder `to`.
+
+        Goes on where an earlier download broke off, skips files that are already right, checks every digest against the
+        manifest and the manifest against the service's record of it, and renames each file into place only then. The
+        manifest comes last: where it stands, everything asked for is complete. `progress` shows bars, or is called as
+        `progress(path, done_bytes, total_bytes)` from several threads. Raises `DownloadCorrupt`, `StorageFull`,
+        `NotFound`.
+        """
+        folder = Path(to)
+        variant = self.get(variant_id)
+        manifest = self._checked_manifest(variant)
+        wanted = _chosen(_listed(manifest), files, variant_id)
+        places = {artifact: place(folder, artifact.path) for artifact in wanted}
+        _reserve(folder, places)
+        report = DownloadProgress() if progress is True else nullcontext(progress or _ignore)
+        with report as tell:
+            self._fetch_all(variant_id, places, tell)
+        _write_aside(folder / _MANIFEST, manifest)
+        return folder
+
+    def _checked_manifest(self, variant: Variant) -> bytes:
+        content = self._transport.call("GET", _file_url(variant.id, _MANIFEST)).content
+        if (found := hashlib.sha256(content).hexdigest()) != variant.manifest_sha256:
+            expected = variant.manifest_sha256
+            raise DownloadCorrupt(f"{_MANIFEST} of {variant.id}: its sha256 is {found}, the record says {expected}")
+        return content
+
+    def _fetch_all(self, variant_id: str, places: dict[Artifact, Path], report: Report) -> None:
+        """Several files at once; the first error stops the others at their next piece and is raised."""
+        stop = threading.Event()
+        with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="download") as pool:
+            running = [
+                pool.submit(fetch, self._transport, _file_url(variant_id, a.path), a, target, report=report, stop=stop)
+                for a, target in places.items()
+            ]
+            try:
+                wait(running, return_when=FIRST_EXCEPTION)
+            finally:  # also on Ctrl-C: partial files stay and are continued next time
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+        errors = [e for f in running if not f.cancelled() and (e := f.exception()) is not None]
+        if errors:
+            raise next((e for e in errors if not isinstance(e, Interrupted)), errors[0])
+
+
+def _file_url(variant_id: str, path: str) -> str:
+    return below(_PATH, variant_id, "files", *path.split("/"))
+
+
+def _listed(manifest: bytes) -> list[Artifact]:
+    """The files of a manifest. Nothing else is read here, so that a newer service's manifest still downloads."""
+    try:
+        listed = [Artifact.model_validate(entry) for entry in json.loads(manifest)["files"]]
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise DownloadCorrupt(f"{_MANIFEST} does not list files with path, bytes and sha256: {error}") from error
+    paths = [artifact.path for artifact in listed]
+    if len({_MANIFEST, *paths}) != len(paths) + 1:
+        raise DownloadCorrupt(f"{_MANIFEST} lists a file twice, or itself: {', '.join(sorted(paths))}")
+    return listed
+
+
+def _chosen(listed: Sequence[Artifact], patterns: Sequence[str] | None, variant_id: str) -> list[Artifact]:
+    if patterns is None:
+        return list(listed)
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in (_MANIFEST, *(a.path for a in listed))):
+            names = ", ".join(a.path for a in listed)
+            raise NotFound(f"variant {variant_id} has no file {pattern!r}; it has {names}", pointer="/files")
+    return [a for a in listed if any(fnmatchcase(a.path, pattern) for pattern in patterns)]
+
+
+def _reserve(folder: Path, places: dict[Artifact, Path]) -> None:
+    """Refuse a download that cannot fit before its first byte."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = 0
+    for artifact, target in places.items():
+        partial = target.with_name(target.name + ".partial")
+        there = next((path.stat().st_size for path in (target, partial) if path.is_file()), 0)
+        missing += max(0, artifact.bytes - there)
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise StorageFull(
+            f"{folder} has {free:,} bytes free, the download needs {missing:,}; free some or choose another"
+        )
+
+
+def _write_aside(target: Path, content: bytes) -> None:
+    aside = target.with_name(f"{target.name}.partial")
+    aside.write_bytes(content)
+    aside.replace(target)
+
+
+def _ignore(path: str, done_bytes: int, total_bytes: int) -> None:
+    pass
