@@ -1,0 +1,265 @@
+"""The main job, start to finish, on this machine: `make demo`.
+
+    python -m demo                                   the teacher in demo/teacher, text from the standard library
+    python -m demo --teacher ORG/NAME --data x.jsonl your own: a hub id or a folder, and your text
+
+It starts the service with its embedded worker, submits one job with two targets through the SDK, downloads a variant,
+and asks it a question in llama.cpp and in transformers. Everything lies under build/demo.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from demo.corpus import write_jsonl
+from foundry.client.client import Foundry
+from foundry.errors import FoundryError, StorageFull
+from foundry.intake.checkpoint import open_checkpoint
+from foundry.spec.family import Shape
+from foundry.spec.job import is_hub_id
+from foundry.spec.resources import Job, Variant
+from foundry.spec.variant import Metrics, VariantManifest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+PROMPT = 'def read_file(path):\n    """'
+DATA_BYTES = 4_000_000
+LEAST_FREE_BYTES = 1_000_000_000
+START_S = 60
+CONSOLE = Console()
+
+
+def main() -> int:
+    """Return the exit status; every failure is said in one sentence with a way out."""
+    args = _arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began = time.monotonic()
+    try:
+        _check_disk(args.folder)
+        with _service(args) as foundry:
+            _walk(foundry, args)
+    except KeyboardInterrupt:
+        CONSOLE.print("\n[yellow]Stopped.[/] The service and its worker are stopped too. `make demo` starts afresh.")
+        return 130
+    except FoundryError as error:
+        CONSOLE.print(Panel(Text(error.message), title="The demo could not go on", border_style="red"))
+        return 1
+    CONSOLE.print(f"[dim]The whole demo took {time.monotonic() - began:.0f} s.[/]")
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default=str(HERE / "teacher"), help="a folder, or ORG/NAME on the hub")
+    parser.add_argument("--data", type=Path, help="JSON Lines or text; by default the standard library's own text")
+    parser.add_argument("--prompt", default=PROMPT, help="what the downloaded variant is asked to continue")
+    parser.add_argument("--tokens", type=float, default=300e3, help="length of the distillation")
+    parser.add_argument("--port", type=int, default=8321)
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "demo")
+    return parser.parse_args()
+
+
+def _check_disk(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE_BYTES:
+        raise StorageFull(
+            f"{folder} has {free / 1e6:,.0f} MB free; the demo needs {LEAST_FREE_BYTES / 1e6:,.0f} MB. Free some space, or "
+            "put it elsewhere: make demo ARGS='--folder /other/disk'"
+        )
+
+
+@contextmanager
+def _service(args: argparse.Namespace) -> Iterator[Foundry]:
+    """`foundry up` in a process of its own, stopped whatever happens."""
+    home = args.folder / "home"
+    home.mkdir(parents=True, exist_ok=True)
+    teachers = [] if is_hub_id(args.teacher) else ["--teachers", str(Path(args.teacher).resolve())]
+    command = [sys.executable, "-m", "foundry.cli", "up", "--home", str(home), "--port", str(args.port), *teachers]
+    log = args.folder / "service.log"
+    _title("1", "Start the service", "foundry up: Flask API behind gunicorn, an embedded worker, SQLite, a folder of artifacts")
+    (home / "url").unlink(missing_ok=True)
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT)
+    try:
+        yield _connect(process, home, log)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _connect(process: subprocess.Popen[bytes], home: Path, log: Path) -> Foundry:
+    deadline = time.monotonic() + START_S
+    while not (home / "url").exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise FoundryError(f"the service did not start. It said:\n\n{log.read_text(errors='replace')[-2000:].strip()}")
+        time.sleep(0.1)
+    foundry = Foundry((home / "url").read_text().strip(), (home / "key").read_text().strip())
+    CONSOLE.print(f"  listening on [bold]{foundry.url}[/], key in {_short(home / 'key')}, log in {_short(log)}")
+    return foundry
+
+
+def _walk(foundry: Foundry, args: argparse.Namespace) -> None:
+    data = args.data or _standard_library_text(args.folder)
+    _title("2", "Upload the domain data", f"{_short(data)}: text that the students learn on, some of it held out to measure on")
+    dataset = foundry.datasets.upload(data)
+    CONSOLE.print(f"  {dataset.id}: {dataset.documents:,} documents, {dataset.bytes / 1e6:.1f} MB, sha256 {dataset.sha256[:12]}…")
+
+    _title("3", "Submit one job with two targets", "prune, distil, evaluate and export; both students learn from one teacher pass")
+    job = foundry.jobs.create(_spec(args, dataset.id))
+    CONSOLE.print(f"  {job.id}: {job.status}")
+    job = foundry.jobs.wait(job.id, progress=True)
+    variants = [foundry.variants.get(variant_id) for variant_id in job.variant_ids]
+    manifests = [VariantManifest.model_validate(foundry.variants.manifest(v.id)) for v in variants]
+    _print_comparison(manifests)
+
+    smallest = min(zip(variants, manifests, strict=True), key=lambda pair: pair[1].parameters)
+    _title("4", "Download a variant", "ranged, resumable, every file checked against its digest")
+    folder = foundry.variants.download(smallest[0].id, args.folder / "variants" / smallest[0].target)
+    for artifact in smallest[1].files:
+        if artifact.format:
+            CONSOLE.print(f"  {artifact.path:45} {artifact.bytes / 1e6:8.2f} MB  sha256 {artifact.sha256[:12]}…")
+
+    _title("5", "Ask it", "the same question to the GGUF in llama.cpp and to the safetensors in transformers")
+    _ask_both(folder, smallest[1], args.prompt)
+    _closing(folder, job, smallest[0], args)
+
+
+def _standard_library_text(folder: Path) -> Path:
+    path = folder / "standard-library.jsonl"
+    write_jsonl(path, DATA_BYTES)
+    return path
+
+
+def _spec(args: argparse.Namespace, dataset_id: str) -> dict[str, Any]:
+    """Two devices that can take three quarters and half of the teacher."""
+    if is_hub_id(args.teacher):
+        targets: list[Any] = ["laptop", "smartphone"]
+        teacher = args.teacher
+    else:
+        teacher = str(Path(args.teacher).resolve())
+        checkpoint = open_checkpoint(Path(teacher))
+        parameters = checkpoint.family.parameter_count(checkpoint.shape, checkpoint.present)
+        targets = [
+            {"name": "tablet", "max_params": int(parameters * 0.75)},
+            {"name": "watch", "max_params": int(parameters * 0.5)},
+        ]
+    return {
+        "name": "demo",
+        "teacher": teacher,
+        "data": dataset_id,
+        "targets": targets,
+        "prune": {"calibration_tokens": 65_536, "candidates": 6},
+        "distill": {"tokens": int(args.tokens), "sequence_tokens": 256, "batch_tokens": 2048, "checkpoint_steps": 25},
+        "evaluate": {"tokens": 32_768},
+        "formats": ["safetensors", "gguf:f16", "gguf:q4_k_m"],
+    }
+
+
+def _print_comparison(manifests: list[VariantManifest]) -> None:
+    table = Table(title="What came out, measured on text that no stage has trained on", title_justify="left")
+    table.add_column("model")
+    for column in ("parameters", "size, MB", "loss, nats", "perplexity", "agrees with teacher", "tokens/s, llama.cpp"):
+        table.add_column(column, justify="right")
+    teacher = _row(manifests[0], "teacher")
+    table.add_row("teacher", *_cells(teacher, None), end_section=True)
+    for manifest in manifests:
+        for stage in ("pruned", "distilled"):
+            if any(m.model == stage for m in manifest.metrics):
+                table.add_row(f"{manifest.target}, {stage}", *_cells(_row(manifest, stage), None))
+        for metrics in manifest.metrics:
+            if metrics.model.startswith("gguf"):
+                table.add_row(f"{manifest.target}, {metrics.model}", *_cells(metrics, manifest.parameters))
+        table.add_section()
+    CONSOLE.print(table)
+    for manifest in manifests:
+        CONSOLE.print(f"  {manifest.target}: {_cut(manifest.shape, manifest)}")
+
+
+def _row(manifest: VariantManifest, model: str) -> Metrics:
+    return next(m for m in manifest.metrics if m.model == model)
+
+
+def _cells(metrics: Metrics, parameters: int | None) -> list[str]:
+    def cell(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    agreement = metrics.top1_agreement_ratio
+    return [
+        cell(metrics.parameters or parameters, ","),
+        cell(metrics.file_bytes / 1e6 if metrics.file_bytes else None, ".2f"),
+        cell(metrics.held_out_loss, ".3f"),
+        cell(metrics.perplexity, ".2f"),
+        "" if agreement is None else f"{agreement:.1%}",
+        cell(metrics.decode_tokens_per_s, ",.0f"),
+    ]
+
+
+def _cut(shape: Shape, manifest: VariantManifest) -> str:
+    return (
+        f"{shape.layers} layers, hidden {shape.hidden}, ffn {shape.ffn}, {shape.heads} heads; "
+        f"{'fits' if manifest.fits_budget else 'is over'} its budget"
+    )
+
+
+def _ask_both(folder: Path, manifest: VariantManifest, prompt: str) -> None:
+    from foundry.engine.export.runtime import Questions, ask
+    from foundry.engine.models import load_tokenizer
+
+    tokenizer = load_tokenizer(folder / "safetensors")
+    ids = tokenizer(prompt)["input_ids"]
+    quantised = next(f.path for f in manifest.files if f.format == "gguf:q4_k_m")
+    for label, module, model in (
+        ("llama.cpp, 4-bit GGUF", "foundry.engine.export.llamacpp", folder / quantised),
+        ("transformers, safetensors", "foundry.engine.export.transformers", folder / "safetensors"),
+    ):
+        answers = ask(module, Questions(model=str(model), prompts=[ids], continue_tokens=60), should_stop=lambda: False)
+        text = Text(prompt, style="dim")
+        text.append(str(tokenizer.decode(answers.continuations[0].tokens)), style="bold green")
+        CONSOLE.print(Panel(text, title=label, title_align="left", border_style="cyan"))
+
+
+def _closing(folder: Path, job: Job, variant: Variant, args: argparse.Namespace) -> None:
+    lines = [
+        f"The variant, with its manifest and model card: {_short(folder)}",
+        f"The database, the artifacts and the workspace of {job.id}: {_short(args.folder / 'home')}",
+        "",
+        "Next, with a model of your own (a folder of safetensors, or ORG/NAME on the hub):",
+        "  .venv/bin/foundry plan --teacher ./my-teacher --target smartphone",
+        "  make demo ARGS='--teacher ./my-teacher --data ./my-text.jsonl'",
+        "  .venv/bin/foundry up                 and, in another terminal:",
+        "  .venv/bin/foundry submit spec.yaml   (docs/quickstart.md says what a spec holds)",
+    ]
+    CONSOLE.print(Panel("\n".join(lines), title="Where everything lies", title_align="left", border_style="green"))
+
+
+def _title(number: str, title: str, explanation: str) -> None:
+    CONSOLE.print(f"\n[bold cyan]{number}  {title}[/]\n[dim]   {explanation}[/]", highlight=False)
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
