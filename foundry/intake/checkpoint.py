@@ -128,7 +128,7 @@ def _match(
         entry = found.get(tensor.name)
         if entry is None:
             raise DamagedCheckpoint(
-                f"tensor {tensor.name!r} is missing; config.json promises {shape.layers} layers of the {family.name} family",
+                f"tensor {tensor.name!r} is missing; a {family.name} model of {shape.layers} layers has it",
                 pointer="/teacher",
             )
         if entry.size != tensor.size:

@@ -75,7 +75,10 @@ def summarise(path: Path) -> DatasetSummary:
 
 
 def read_documents(path: Path) -> Iterator[Document]:
-    """The documents of a file, in order; raise `InvalidData` with the line at the first that is wrong, or if it has none."""
+    """The documents of a file, in order.
+
+    Raises `InvalidData` with the line at the first wrong one, or when there is none.
+    """
     read = _read_jsonl if format_of(path) == "jsonl" else _read_text
     count = 0
     for document in read(path):

@@ -1,0 +1,103 @@
+"""What a job would give, by arithmetic alone: no weights are read, nothing runs."""
+
+from foundry.errors import UserError
+from foundry.spec.family import Family, Shape
+from foundry.spec.formats import parse_format, weight_bytes
+from foundry.spec.job import CustomTarget, JobSpec
+from foundry.spec.resources import Resource
+from foundry.spec.search import balance, shapes_within
+from foundry.spec.target import Budget, budget_of, device_profiles
+
+
+class FormatEstimate(Resource):
+    """The tensors of the student in one format; headers and tokenizer come on top."""
+
+    format: str
+    bytes: int
+
+
+class TargetEstimate(Resource):
+    """The student to expect for one target.
+
+    The job compares several such shapes by measurement and may take another.
+    """
+
+    target: str
+    budget: Budget
+    shape: Shape
+    parameters: int
+    parameters_ratio: float
+    """Of the teacher's parameters."""
+    cuts_nothing: bool
+    """Whether the teacher fits as it is."""
+    formats: tuple[FormatEstimate, ...]
+    kv_cache_bytes: int
+    """Of one sequence as long as the budget's context, in f16."""
+    used_bytes: int
+    """Weights in the budget's format plus that cache."""
+    budget_ratio: float
+    """How much of the budget is taken, 0 to 1."""
+    decode_tokens_per_s_bound: float | None = None
+    """Each token reads all weights once: the device's memory bandwidth over their bytes. None for a custom target."""
+
+
+class Estimate(Resource):
+    """The answer to "what would this job give?"."""
+
+    family: str
+    teacher_shape: Shape
+    teacher_parameters: int
+    targets: tuple[TargetEstimate, ...]
+
+
+def estimate(
+    spec: JobSpec,
+    family: Family,
+    teacher: Shape,
+    present: frozenset[str] = frozenset(),
+    context_limit: int | None = None,
+) -> Estimate:
+    """The most even cut of the teacher that each target's budget admits.
+
+    `context_limit` is the teacher's own context in tokens. Raises `UnknownTarget`, or `BudgetUnreachable` with the
+    smallest reachable size; the pointer names the target.
+    """
+    targets = []
+    for place, target in enumerate(spec.targets):
+        try:
+            budget = budget_of(target, spec.formats, context_limit)
+            shape = min(
+                shapes_within(family, teacher, budget, spec.prune.axes, present), key=lambda s: balance(teacher, s)
+            )
+        except UserError as error:
+            error.pointer = f"/targets/{place}"
+            raise
+        targets.append(_target_estimate(spec, target, budget, family, teacher, shape, present))
+    return Estimate(
+        family=family.name,
+        teacher_shape=teacher,
+        teacher_parameters=family.parameter_count(teacher, present),
+        targets=tuple(targets),
+    )
+
+
+def _target_estimate(
+    spec: JobSpec, target: str | CustomTarget, budget: Budget, family: Family, teacher: Shape, shape: Shape,
+    present: frozenset[str],
+) -> TargetEstimate:  # fmt: skip
+    parameters = family.parameter_count(shape, present)
+    sizes = {text: weight_bytes(family, shape, parse_format(text), present) for text in {*spec.formats, budget.format}}
+    profile = device_profiles()[target] if isinstance(target, str) else None
+    return TargetEstimate(
+        target=budget.target,
+        budget=budget,
+        shape=shape,
+        parameters=parameters,
+        parameters_ratio=parameters / family.parameter_count(teacher, present),
+        cuts_nothing=shape == teacher,
+        formats=tuple(FormatEstimate(format=text, bytes=sizes[text]) for text in spec.formats),
+        kv_cache_bytes=shape.kv_cache_bytes(budget.context_tokens),
+        used_bytes=budget.used_bytes(family, shape, present),
+        budget_ratio=budget.share(family, shape, present),
+        decode_tokens_per_s_bound=profile and profile.memory_bandwidth_bytes_per_s / sizes[budget.format],
+    )
