@@ -10,7 +10,7 @@ from foundry.client.datasets import Datasets
 from foundry.client.home import find_service
 from foundry.client.jobs import Jobs, spec_body
 from foundry.client.targets import Targets
-from foundry.client.transport import Transport
+from foundry.client.transport import RETRIES, Transport
 from foundry.client.variants import Variants
 from foundry.spec.job import JobSpec
 
@@ -25,7 +25,8 @@ class Foundry:
             foundry.variants.download(job.variant_ids[0], to="variant")
 
     Without `url` and `key` it looks at FOUNDRY_URL and FOUNDRY_KEY, then into the folder that `foundry up` writes.
-    `timeout` is in seconds for one silence on the line. Safe to share between threads.
+    `timeout` is in seconds for one silence on the line, `retries` how often a call that may be repeated is sent again.
+    Safe to share between threads.
     """
 
     def __init__(
@@ -35,10 +36,11 @@ class Foundry:
         *,
         transport: httpx2.BaseTransport | None = None,
         timeout: float = 60.0,
+        retries: int = RETRIES,
     ) -> None:
         address = find_service(url, key)
         self.url = address.url
-        self._transport = Transport(address.url, address.key, transport=transport, timeout=timeout)
+        self._transport = Transport(address.url, address.key, transport=transport, timeout=timeout, retries=retries)
         self.datasets = Datasets(self._transport)
         self.jobs = Jobs(self._transport)
         self.variants = Variants(self._transport)

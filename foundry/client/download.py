@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from foundry.client.transport import RETRIES, Transport, backoff_s
+from foundry.client.transport import Transport, backoff_s
 from foundry.errors import DownloadCorrupt, RequestFailed, ServiceUnreachable, StorageFull
 from foundry.spec.variant import Artifact
 
@@ -63,7 +63,7 @@ def fetch(
 
 
 def _fill(transport: Transport, url: str, partial: "_Partial", report: Report, stop: threading.Event) -> None:
-    """Ask for the missing bytes until all are there; give up after RETRIES cuts in a row that brought nothing."""
+    """Ask for the missing bytes until all are there; give up when too many cuts in a row brought nothing."""
     cuts = 0
     while partial.missing:
         before = partial.size
@@ -73,7 +73,7 @@ def _fill(transport: Transport, url: str, partial: "_Partial", report: Report, s
                 raise ServiceUnreachable(f"{partial.artifact.path}: the answer ended {partial.missing:,} bytes early")
         except ServiceUnreachable:
             cuts = 0 if partial.size > before else cuts + 1
-            if cuts > RETRIES:
+            if cuts > transport.retries:
                 raise
             time.sleep(backoff_s(cuts))
 

@@ -40,6 +40,8 @@ def find_service(url: str | None = None, key: str | None = None) -> Address:
     key = key or os.environ.get("FOUNDRY_KEY") or (home_key if url == (home_url or "").rstrip("/") else None)
     if not key:
         raise Unauthorized(f"no key is known for {url}: set FOUNDRY_KEY or pass Foundry(url, key)")
+    if not key.isascii() or not key.isprintable():
+        raise Unauthorized("the key holds characters that no key has; copy it again, it begins with fdy_")
     return Address(url, key)
 
 

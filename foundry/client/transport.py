@@ -20,7 +20,7 @@ from foundry.client.refusals import refusal
 from foundry.errors import RequestFailed, ServiceError, ServiceUnreachable
 
 RETRIES = 4
-"""How often one call is sent again."""
+"""How often one call is sent again, unless the client says otherwise."""
 LONGEST_DELAY_S = 120.0
 """A service that asks for more patience than this with Retry-After is reported to the caller instead."""
 _TURNED_AWAY = frozenset({429, 503})
@@ -35,9 +35,16 @@ class Transport:
     """Sends requests to one service with one key; safe to share between threads."""
 
     def __init__(
-        self, url: str, key: str, *, transport: httpx2.BaseTransport | None = None, timeout: float = 60.0
+        self,
+        url: str,
+        key: str,
+        *,
+        transport: httpx2.BaseTransport | None = None,
+        timeout: float = 60.0,
+        retries: int = RETRIES,
     ) -> None:
         self.url = url
+        self.retries = retries
         try:
             address = httpx2.URL(url)
         except httpx2.InvalidURL as error:
@@ -111,12 +118,12 @@ class Transport:
                     return response
                 refused = _read_refusal(response)
             except httpx2.RequestError as error:
-                if retries == RETRIES or not (repeatable or isinstance(error, _NEVER_ARRIVED)):
+                if retries == self.retries or not (repeatable or isinstance(error, _NEVER_ARRIVED)):
                     raise self._unreachable(error) from error
                 delay_s = backoff_s(retries)
             else:
                 wanted_s = _retry_after_s(response)
-                if retries == RETRIES or not _may_repeat(refused, repeatable) or (wanted_s or 0) > LONGEST_DELAY_S:
+                if retries == self.retries or not _may_repeat(refused, repeatable) or (wanted_s or 0) > LONGEST_DELAY_S:
                     raise refused
                 delay_s = backoff_s(retries) if wanted_s is None else wanted_s
             time.sleep(delay_s)
