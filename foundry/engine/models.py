@@ -20,7 +20,10 @@ from foundry.spec.job import is_hub_id
 
 # Weights as safetensors, and text. Never pickles, never code.
 _FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model")
-_BESIDE_WEIGHTS = (".json", ".jinja", ".txt", ".model")
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json",
+)  # fmt: skip
 _MAX_SHARD = "5GB"
 
 
@@ -98,7 +101,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 def trunk_and_head(model: PreTrainedModel) -> TrunkAndHead:
     """Split a model at its last hidden states. Raises `UnsupportedFamily` for heads that are more than one matrix."""
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or head.bias is not None:
+    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
         raise UnsupportedFamily(f"{type(model).__name__}: the output head is not one matrix", pointer="/teacher")
     cap = getattr(model.config, "final_logit_softcapping", None)
     return TrunkAndHead(model.base_model, head.weight, float(cap) if cap else None)
@@ -120,19 +123,19 @@ def save_model(model: PreTrainedModel, like: Path, folder: Path, dtype: torch.dt
     if model.config.tie_word_embeddings:
         for name in _tied_names(model):
             weights.pop(name, None)
+    config = read_json(like / "config.json")
+    spellings = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
     with new_folder(folder) as aside:
-        copy_beside_weights(like, aside)
-        config = read_json(aside / "config.json")
-        spellings = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+        copy_tokenizer(like, aside)
         write_json(aside / "config.json", config | dict.fromkeys(spellings, str(dtype).removeprefix("torch.")))
         save_torch_state_dict(weights, aside, max_shard_size=_MAX_SHARD, metadata={"format": "pt"})
 
 
-def copy_beside_weights(source: Path, folder: Path) -> None:
-    """Copy config, generation config, tokenizer and chat template; not weights, their index, or code."""
-    for path in source.iterdir():
-        if path.is_file() and path.suffix in _BESIDE_WEIGHTS and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, folder / path.name)
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy tokenizer, chat template and generation settings as they are, not as this version would write them."""
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def context_limit_of(config: Any) -> int | None:
