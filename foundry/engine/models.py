@@ -107,12 +107,6 @@ def trunk_and_head(model: PreTrainedModel) -> TrunkAndHead:
     return TrunkAndHead(model.base_model, head.weight, float(cap) if cap else None)
 
 
-def logits_of(hidden_TH: torch.Tensor, head_VH: torch.Tensor, softcap: float | None = None) -> torch.Tensor:
-    """Logits [T, V] in float32: the product runs in the head's dtype, what follows must not."""
-    logits_TV = nn.functional.linear(hidden_TH.to(head_VH.dtype), head_VH).float()
-    return softcap * torch.tanh(logits_TV / softcap) if softcap else logits_TV
-
-
 def save_model(model: PreTrainedModel, like: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write weights as safetensors beside the config and tokenizer files of `like`, a folder of the same shape.
 

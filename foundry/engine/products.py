@@ -1,0 +1,54 @@
+"""Matrix products in bfloat16 whose results are float32.
+
+A logit rounded to bfloat16 carries an error of up to 0.4 %, which a softmax turns into a wrong gradient. Tensor cores
+and AMX add up in float32 anyway; these functions keep that sum instead of rounding it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def inner_dtype(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Within this, `product` on a CPU may round its inputs to bfloat16 (oneDNN does so block by block)."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def operand(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as `product` wants it: float32 on a CPU, where rounding happens inside; `dtype` elsewhere."""
+    return tensor.to(torch.float32 if tensor.device.type == "cpu" else dtype)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in float32, from two operands of one dtype."""
+    if left.dtype == torch.float32 or left.device.type == "cpu":
+        return left.float() @ right.float()
+    return torch.mm(left, right, out_dtype=torch.float32)
+
+
+def logits_of(hidden_TH: Tensor, head_VH: Tensor, softcap: float | None = None) -> Tensor:
+    """Logits [T, V] in float32 from two operands; `cap * tanh(logits / cap)` where the family caps them."""
+    logits_TV = product(hidden_TH, head_VH.T)
+    return logits_TV if softcap is None else logits_TV.div_(softcap).tanh_().mul_(softcap)
+
+
+def chunk_tokens(vocabulary: int, device: torch.device) -> int:
+    """How many tokens' logits are worked on at a time: 4 MiB of them on a CPU, to stay in its caches; 256 on a GPU."""
+    budget_bytes, least = (4 << 20, 64) if device.type == "cpu" else (256 << 20, 512)
+    return max(least, budget_bytes // (4 * vocabulary))
+
+
+def trunk_hidden(trunk: nn.Module, inputs: dict[str, object], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Last hidden states [B, S, H]; products run in `dtype` whatever the weights are held in."""
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        return trunk(**inputs).last_hidden_state  # type: ignore[no-any-return]
