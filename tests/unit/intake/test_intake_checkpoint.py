@@ -203,7 +203,7 @@ def test_open_checkpoint_refuses_when_one_file_and_an_index_compete(tmp_path: Pa
 def test_open_checkpoint_refuses_when_the_index_points_elsewhere(tmp_path: Path, shard: Any) -> None:
     write_config(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": shard}}))
-    with pytest.raises(UnsafeCheckpoint, match="not a .safetensors file of this folder"):
+    with pytest.raises(UnsafeCheckpoint, match=r"not a \.safetensors file of this folder"):
         open_checkpoint(tmp_path)
 
 

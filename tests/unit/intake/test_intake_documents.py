@@ -162,7 +162,7 @@ def test_read_documents_splits_at_a_line_end_when_text_has_no_blank_lines(tmp_pa
 
 
 def test_read_documents_refuses_when_text_is_utf16_or_binary(tmp_path: Path) -> None:
-    with pytest.raises(InvalidData, match="line 1: holds a zero byte.*UTF-16"):
+    with pytest.raises(InvalidData, match=r"line 1: holds a zero byte.*UTF-16"):
         _read(tmp_path, "plain prose".encode("utf-16-le"), "data.txt")
 
 
