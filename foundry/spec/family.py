@@ -120,11 +120,14 @@ class Family(Record):
             if value is None and axis == "head_dim":
                 value = sizes["hidden"] // sizes["heads"]
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise DamagedCheckpoint(f"config.json: {key} is {value!r}, not a positive whole number", pointer="/teacher")
+                raise DamagedCheckpoint(
+                    f"config.json: {key} is {value!r}, not a positive whole number", pointer="/teacher"
+                )
             sizes[axis] = value
         if sizes["heads"] % sizes["kv_heads"]:
             raise DamagedCheckpoint(
-                f"config.json: {sizes['heads']} heads cannot share {sizes['kv_heads']} KV heads evenly", pointer="/teacher"
+                f"config.json: {sizes['heads']} heads cannot share {sizes['kv_heads']} KV heads evenly",
+                pointer="/teacher",
             )
         tied = config.get("tie_word_embeddings", self.tied_by_default)
         return Shape(**sizes, tied=bool(tied))
@@ -136,12 +139,18 @@ class Family(Record):
         falls back to theta 10000 without a word.
         """
         kept = {key: teacher_config[key] for key in self.config_keep if key in teacher_config}
-        sizes = {key: shape.length(axis) if axis == "vocab" else getattr(shape, axis) for axis, key in self.config.items()}
+        sizes = {
+            key: shape.length(axis) if axis == "vocab" else getattr(shape, axis) for axis, key in self.config.items()
+        }
         rope = dict(teacher_config.get("rope_parameters") or teacher_config.get("rope_scaling") or {})
-        theta = rope.get("rope_theta", teacher_config.get("rope_theta"))
+        old_name = rope.pop("type", "default")  # version 4 also took `type` for `rope_type`
+        rope.setdefault("rope_type", old_name)
+        theta = rope.pop("rope_theta", teacher_config.get("rope_theta"))
         if theta is not None:
             kept["rope_theta"] = theta
-            kept["rope_parameters"] = {"rope_type": "default", **rope, "rope_theta": theta}
+            kept["rope_parameters"] = {**rope, "rope_theta": theta}
+        if rope["rope_type"] != "default":
+            kept["rope_scaling"] = rope
         return {**kept, **sizes, "tie_word_embeddings": shape.tied, "model_type": teacher_config["model_type"]}
 
     def tensors(self, shape: Shape, present: frozenset[str] = frozenset()) -> Iterator["Tensor"]:
