@@ -64,7 +64,9 @@ def _take_stdout() -> IO[str]:
 
 
 def _stop_with_parent(asked: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    # Not sys.stdin.read(): a daemon thread that holds its lock makes the interpreter abort when it exits.
+    while os.read(0, 4096):
+        pass
     asked.set()
 
 
