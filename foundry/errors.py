@@ -19,6 +19,9 @@
     ├── Unauthorized              the key is missing, wrong or revoked
     ├── OperatorError             the installation must be mended, then the same request works
     │   ├── MissingExtra          an optional dependency is not installed
+    │   ├── InvalidSettings       a FOUNDRY_* variable has a value that cannot be
+    │   ├── DatabaseUnavailable   unreachable, busy too long, or not migrated
+    │   ├── ArtifactDamaged       stored or produced bytes are not those of their digest
     │   ├── StorageFull
     │   ├── OutOfMemory
     │   ├── Diverged              the loss is no longer a number
@@ -192,6 +195,24 @@ class MissingExtra(OperatorError):
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(f"{module} is not installed. Install it with: pip install 'foundry[{extra}]'")
+
+
+class InvalidSettings(OperatorError):
+    """A setting has a value that cannot be."""
+
+    code = "invalid_settings"
+
+
+class DatabaseUnavailable(OperatorError):
+    """The database does not answer; what was asked can be asked again later."""
+
+    code = "database_unavailable"
+
+
+class ArtifactDamaged(OperatorError):
+    """The bytes of a file are not those of its digest."""
+
+    code = "artifact_damaged"
 
 
 class StorageFull(OperatorError):

@@ -1,0 +1,123 @@
+"""Bytes under their digest: written once, never changed, shared by all that have the same content."""
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from foundry.errors import ArtifactDamaged, NotFound, StorageFull
+
+_BLOCK_BYTES = 2**20
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+class Blob(NamedTuple):
+    """What was stored."""
+
+    sha256: str
+    bytes: int
+
+
+class ArtifactStore(ABC):
+    """The seam between the service and where bytes lie; tests/unit/store/test_store_artifacts.py is its contract."""
+
+    @abstractmethod
+    def put(self, path: Path, *, sha256: str | None = None) -> Blob:
+        """Keep a copy of a file; it is safe on disk when this returns.
+
+        Raises `ArtifactDamaged`, with nothing kept, when `sha256` is given and is not the digest; `StorageFull`.
+        """
+
+    @abstractmethod
+    def path(self, sha256: str) -> Path:
+        """A local file with these bytes, not to be changed; raise `NotFound`."""
+
+    @abstractmethod
+    def exists(self, sha256: str) -> bool:
+        """Whether these bytes are kept."""
+
+    def open(self, sha256: str) -> BinaryIO:
+        """The bytes, to read; raise `NotFound`."""
+        return self.path(sha256).open("rb")
+
+
+class LocalArtifacts(ArtifactStore):
+    """Files below one folder: blobs/aa/aabbcc..., written under incoming/ and renamed into place."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, path: Path, *, sha256: str | None = None) -> Blob:
+        incoming = self._root / "incoming" / secrets.token_hex(16)
+        with storage_errors(self._root):
+            incoming.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                blob = _copy(path, incoming)
+                if sha256 is not None and blob.sha256 != sha256:
+                    raise ArtifactDamaged(f"{path.name}: its SHA-256 is {blob.sha256}, not {sha256} as recorded")
+                self._keep(incoming, self._place(blob.sha256))
+            finally:
+                with suppress(FileNotFoundError):
+                    incoming.unlink()
+        return blob
+
+    def _keep(self, incoming: Path, final: Path) -> None:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.chmod(incoming, 0o444)
+        incoming.replace(final)
+        for folder in (final.parent, final.parent.parent):
+            _sync_folder(folder)
+
+    def path(self, sha256: str) -> Path:
+        found = self._place(sha256)
+        if not found.is_file():
+            raise NotFound(f"no artifact {sha256!r:.80}")
+        return found
+
+    def exists(self, sha256: str) -> bool:
+        return self._place(sha256).is_file()
+
+    def _place(self, sha256: str) -> Path:
+        if not _SHA256.fullmatch(sha256):
+            raise NotFound(f"no artifact {sha256!r:.80}: an artifact is named by 64 hexadecimal digits")
+        return self._root / "blobs" / sha256[:2] / sha256
+
+
+@contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Say "the disk is full" as `StorageFull`, which names the folder and the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(
+                f"no space left for {folder}. Make room there, then resume the job or send it again"
+            ) from error
+        raise
+
+
+def _copy(source: Path, target: Path) -> Blob:
+    digest = hashlib.sha256()
+    size = 0
+    with source.open("rb") as read, target.open("xb") as written:
+        while block := read.read(_BLOCK_BYTES):
+            digest.update(block)
+            written.write(block)
+            size += len(block)
+        written.flush()
+        os.fsync(written.fileno())
+    return Blob(digest.hexdigest(), size)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

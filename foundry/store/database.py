@@ -1,0 +1,196 @@
+"""The database: sessions to read and to write, its clock, its schema, its errors in our own words."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Double, Engine, create_engine, event, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
+
+from foundry.errors import DatabaseUnavailable, InvalidSettings, OperatorError, StorageFull
+
+_BUSY_S = 30
+_MIGRATING = 0x466F756E  # any number that no other user of the server takes for its advisory lock
+
+
+class db_now(GenericFunction[float]):
+    """Seconds since 1970 by the database's clock, the one clock that all workers share."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(db_now, "sqlite")
+def _sqlite_now(element: db_now, compiler: SQLCompiler, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(db_now, "postgresql")
+def _postgresql_now(element: db_now, compiler: SQLCompiler, **_: Any) -> str:
+    # Not now(): that is when the transaction began, perhaps long before it got the row's lock.
+    return "EXTRACT(EPOCH FROM clock_timestamp())::double precision"
+
+
+_INSERT: dict[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+
+
+def insert_if_absent(session: Session, table: type[Any], **values: Any) -> bool:
+    """Insert a row unless its key is taken, and say whether it was inserted.
+
+    When another transaction holds the key, this waits until that one is committed or rolled back.
+    """
+    insert = _INSERT[session.get_bind().dialect.name](table).values(**values).on_conflict_do_nothing()
+    return session.scalar(insert.returning(1)) is not None
+
+
+class Database:
+    """One SQLite file (one machine) or one PostgreSQL database (any number of them)."""
+
+    def __init__(self, url: str) -> None:
+        self.url = _parse(url)
+        self._reader = _engine(self.url)
+        self._writer = self._reader.execution_options(foundry_writes=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session that sees one moment and changes nothing."""
+        with self._translated(), Session(self._reader, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A session whose changes are committed together at the end, or not at all when the block raises."""
+        with self._translated(), Session(self._writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def upgrade(self) -> None:
+        """Bring the schema to the newest revision. Safe when several processes do it at once."""
+        with self._translated(), self._writer.begin() as connection:
+            if self.url.get_backend_name() == "postgresql":
+                connection.execute(text("SET LOCAL statement_timeout = 0"))
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATING})
+            command.upgrade(_alembic(connection), "head")
+
+    def ping(self) -> None:
+        """Raise `DatabaseUnavailable` unless the database answers and has the schema of this version."""
+        with self._translated(), self._reader.connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+        if found != _newest_revision():
+            raise DatabaseUnavailable(
+                f"the database's schema is at revision {found}, this version needs {_newest_revision()}. "
+                "Run: alembic upgrade head"
+            )
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        self._reader.dispose()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
+            raise self._reason(error) from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise self._reason(error) from error
+            raise
+
+    def _reason(self, error: Exception) -> OperatorError:
+        where = self.url.render_as_string(hide_password=True)
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        if _is_full(cause):
+            return StorageFull(f"the disk of the database {where} is full. Make room there; nothing was written")
+        first_line = next(iter(str(cause).splitlines()), type(cause).__name__)
+        return DatabaseUnavailable(f"the database {where} does not answer: {first_line}")
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise InvalidSettings(f"FOUNDRY_DATABASE_URL is not a database URL: {error}") from error
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        return parsed.set(drivername="sqlite")
+    raise InvalidSettings(
+        f"FOUNDRY_DATABASE_URL={parsed.render_as_string(hide_password=True)}: "
+        "use sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+    )
+
+
+def _engine(url: URL) -> Engine:
+    if url.get_backend_name() == "postgresql":
+        engine = create_engine(
+            url, pool_pre_ping=True, pool_timeout=_BUSY_S, pool_size=5, max_overflow=15,
+            connect_args={"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3},
+        )  # fmt: skip
+        event.listen(engine, "connect", _bound_postgresql)
+        return engine
+    Path(str(url.database)).absolute().parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": _BUSY_S}, pool_timeout=_BUSY_S, pool_size=5, max_overflow=15)
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _bound_postgresql(connection: psycopg.Connection, _record: object) -> None:
+    connection.autocommit = True
+    connection.execute(f"SET statement_timeout = '{_BUSY_S}s'")
+    connection.execute("SET idle_in_transaction_session_timeout = '60s'")
+    connection.autocommit = False
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions: `_begin_sqlite` does
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # IMMEDIATE takes the write lock at once. A transaction that reads first and writes later could not wait for it:
+    # SQLite would answer "database is locked" without heeding the timeout.
+    writes = connection.get_execution_options().get("foundry_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _is_full(cause: object) -> bool:
+    if isinstance(cause, sqlite3.Error):
+        return getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(cause, psycopg.errors.DiskFull)
+
+
+def _alembic(connection: Connection | None = None) -> Config:
+    """Configuration for alembic as a library; `migrations/env.py` uses the connection when there is one."""
+    folder = Path(__file__).parents[2] / "migrations"
+    if not folder.is_dir():
+        raise OperatorError(
+            f"no migrations at {folder}: the service runs from a checkout or an image. "
+            "Clone the repository and install it with: pip install -e '.[server]'"
+        )
+    config = Config()
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+@cache
+def _newest_revision() -> str | None:
+    return ScriptDirectory.from_config(_alembic()).get_current_head()

@@ -1,0 +1,278 @@
+"""Jobs, as users ask for them and as workers carry them out. The only writer of jobs, attempts and events."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from foundry.errors import LeaseLost, NotFound
+from foundry.spec.job import JobSpec
+from foundry.spec.lifecycle import EventType, JobEvent, Progress, RunEvent, Status
+from foundry.spec.resources import Attempt, Job, Page, Reason
+from foundry.store import events as history
+from foundry.store.database import Database, db_now
+from foundry.store.idempotency import take_key
+from foundry.store.ids import new_id
+from foundry.store.pages import moment, page_of
+from foundry.store.records import Claim, Idempotency, JobInputs, NewVariant, Orders
+from foundry.store.settings import Settings
+from foundry.store.tables import AttemptRow, JobRow
+from foundry.store.transition import CLAIMABLE, HELD, first_allowed, move, take, user_goal
+from foundry.store.variants import ids_by_job, publish
+
+_RECONCILE_BATCH = 100
+_RING_LIMIT = 1000
+
+
+class Jobs:
+    """Users' methods take a project: another project's job is `NotFound`. Workers' methods take a `Claim`: `LeaseLost`
+    is raised, and nothing written, when the job has gone to another attempt."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+
+    # ------------------------------------------------------------------ for users
+
+    def submit(self, project_id: str, spec: JobSpec, inputs: JobInputs, idempotency: Idempotency | None = None) -> Job:
+        """Queue a job, or return the one that the same request made before."""
+        job_id = new_id("job")
+        with self._database.write() as session:
+            made = take_key(session, project_id, idempotency, job_id)
+            if made is None:
+                now = _now(session)
+                job = JobRow(
+                    id=job_id, project_id=project_id, name=spec.name, status=Status.QUEUED.value, epoch=0, last_seq=0,
+                    spec=spec.model_dump(mode="json"), inputs=inputs.model_dump(mode="json"), fruitless_attempts=0,
+                    created_at=now,
+                )  # fmt: skip
+                session.add(job)
+                session.flush()
+                history.append(session, job, [RunEvent(type=EventType.SUBMITTED, message="submitted")], now)
+        return self.get(project_id, made or job_id)
+
+    def get(self, project_id: str, job_id: str) -> Job:
+        """One job; raise `NotFound`."""
+        with self._database.read() as session:
+            return _records(session, [_find(session, project_id, job_id)])[0]
+
+    def list(
+        self, project_id: str, limit: int = 20, after: str | None = None, status: Status | None = None
+    ) -> Page[Job]:
+        """Newest first; `after` is the `next` of the page before."""
+        query = select(JobRow).where(JobRow.project_id == project_id)
+        if status is not None:
+            query = query.where(JobRow.status == status.value)
+        with self._database.read() as session:
+            return page_of(session, query, JobRow.id, limit, after, _records)
+
+    def events(self, project_id: str, job_id: str, after: int = 0, limit: int = 100) -> Sequence[JobEvent]:
+        """The events that follow number `after`, in order; raise `NotFound`."""
+        with self._database.read() as session:
+            _find(session, project_id, job_id)
+            return history.read(session, job_id, after, limit)
+
+    def attempts(self, project_id: str, job_id: str) -> Sequence[Attempt]:
+        """Every claim of the job, oldest first; raise `NotFound`."""
+        with self._database.read() as session:
+            _find(session, project_id, job_id)
+            rows = session.scalars(select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.attempt))
+            return [_attempt(row) for row in rows]
+
+    def cancel(self, project_id: str, job_id: str) -> Job:
+        """Ask for the end of a job; one that no worker has is cancelled at once. Asking twice is no error."""
+        return self._ask(project_id, job_id, "cancel", "cancelled by the user", asked=Status.CANCELLING)
+
+    def pause(self, project_id: str, job_id: str) -> Job:
+        """Ask a job to stop with a checkpoint; one that no worker has is paused at once. Asking twice is no error."""
+        return self._ask(project_id, job_id, "pause", "paused by the user", asked=Status.PAUSING)
+
+    def resume(self, project_id: str, job_id: str) -> Job:
+        """Queue a paused job again, with all its attempts before it."""
+        return self._ask(project_id, job_id, "resume", "resumed by the user", event=EventType.RESUMED)
+
+    def _ask(
+        self, project_id: str, job_id: str, verb: str, message: str, *,
+        asked: Status | None = None, event: EventType | None = None,
+    ) -> Job:  # fmt: skip
+        with self._database.write() as session:
+            job = _find(session, project_id, job_id, lock=True)
+            if job.status != asked:
+                move(session, job, user_goal(job, verb), message, now=_now(session), event=event)
+                if event is EventType.RESUMED:
+                    job.fruitless_attempts = 0
+        return self.get(project_id, job_id)
+
+    # ------------------------------------------------------------------ for workers
+
+    def claim(self, worker: str, job_id: str | None = None) -> Claim | None:
+        """Take this queued job, or the oldest; None when there is none to take."""
+        with self._database.write() as session:
+            job = take(session, worker, self._settings.lease_s, job_id)
+            if job is None:
+                return None
+            return Claim(
+                job_id=job.id, project_id=job.project_id, epoch=job.epoch, worker=worker,
+                spec=JobSpec.model_validate(job.spec), inputs=JobInputs.model_validate(job.inputs),
+            )  # fmt: skip
+
+    def heartbeat(self, claim: Claim) -> Orders:
+        """Keep the job for another lease and learn what the user asked."""
+        beat = (
+            update(JobRow)
+            .where(JobRow.id == claim.job_id, JobRow.epoch == claim.epoch, JobRow.status.in_(HELD))
+            .values(lease_until=db_now() + self._settings.lease_s)
+            .returning(JobRow.status)
+        )
+        with self._database.write() as session:
+            status = session.scalar(beat)
+        if status is None:
+            raise _lost(claim)
+        return Orders(cancel=status == Status.CANCELLING, pause=status == Status.PAUSING)
+
+    def append(self, claim: Claim, said: Sequence[RunEvent]) -> None:
+        """Add what the run said to the history, and show it on the job."""
+        if foreign := [event.type for event in said if event.type not in history.RUN_EVENTS]:
+            raise ValueError(f"a run cannot say {foreign[0]}: that event belongs to a transition")
+        with self._database.write() as session:
+            job = _held(session, claim)
+            for event in said:
+                history.follow(session, job, event)
+            history.append(session, job, said, _now(session))
+
+    def succeed(self, claim: Claim, variants: Sequence[NewVariant]) -> Job:
+        """Publish the variants and end the job, all at once or not at all."""
+        with self._database.write() as session:
+            job = _held(session, claim)
+            first_allowed(job, "succeed", Status.SUCCEEDED)
+            now = _now(session)
+            published = [publish(session, job, new, now) for new in variants]
+            for variant in published:
+                data = {"variant_id": variant.id, "target": variant.target, "bytes": variant.bytes}
+                message = f"variant {variant.id} for {variant.target}"
+                events.append(
+                    session, job, [RunEvent(type=EventType.VARIANT_PUBLISHED, message=message, data=data)], now
+                )
+            message = f"succeeded with {len(published)} variant{'' if len(published) == 1 else 's'}"
+            move(session, job, Status.SUCCEEDED, message, now=now, data={"variant_ids": [v.id for v in published]})
+        return self.get(claim.project_id, claim.job_id)
+
+    def fail(self, claim: Claim, reason: Reason) -> Job:
+        """End the job; it is not tried again."""
+        return self._end(claim, Status.FAILED, reason.message, reason)
+
+    def cancelled(self, claim: Claim) -> Job:
+        """The run has stopped as the user asked."""
+        return self._end(claim, Status.CANCELLED, "stopped as asked")
+
+    def paused(self, claim: Claim, reason: Reason | None = None) -> Job:
+        """The run has stopped and can be resumed; `reason` when it was not the user who asked."""
+        return self._end(claim, Status.PAUSED, reason.message if reason else "stopped as asked", reason)
+
+    def release(self, claim: Claim, message: str) -> Job:
+        """Let go of a run that stopped in good order: back to the queue, or paused or cancelled when that was asked.
+
+        Costs no attempt.
+        """
+        with self._database.write() as session:
+            job = _held(session, claim)
+            goal = first_allowed(job, "be released", Status.QUEUED, Status.PAUSED, Status.CANCELLED)
+            outcome = "released" if goal is Status.QUEUED else None
+            move(session, job, goal, message, now=_now(session), outcome=outcome)
+        return self.get(claim.project_id, claim.job_id)
+
+    def lose(self, claim: Claim, message: str, *, code: str = "attempts_spent") -> Job:
+        """The run ended as it should not: try again, or fail with `code` when too many attempts got nowhere."""
+        with self._database.write() as session:
+            self._lose(session, _held(session, claim), message, code)
+        return self.get(claim.project_id, claim.job_id)
+
+    def reconcile(self) -> Sequence[str]:
+        """Free the jobs of workers that fell silent; return the queued jobs, oldest first, for whom to ring again."""
+        expired = (JobRow.status.in_(HELD), JobRow.lease_until < db_now())
+        with self._database.read() as session:
+            silent = session.scalars(select(JobRow.id).where(*expired).limit(_RECONCILE_BATCH)).all()
+        for job_id in silent:
+            with self._database.write() as session:
+                query = select(JobRow).where(JobRow.id == job_id, *expired).with_for_update(skip_locked=True)
+                if (job := session.scalar(query)) is not None:
+                    self._lose(
+                        session, job, f"worker {job.worker} fell silent for longer than its lease", "attempts_spent"
+                    )
+        waiting = select(JobRow.id).where(JobRow.status.in_(CLAIMABLE)).order_by(JobRow.id).limit(_RING_LIMIT)
+        with self._database.read() as session:
+            return session.scalars(waiting).all()
+
+    def terminal_among(self, job_ids: Sequence[str]) -> frozenset[str]:
+        """Those of these jobs that have ended: their work folders are of no more use."""
+        ended = [status.value for status in Status if status.is_terminal]
+        with self._database.read() as session:
+            return frozenset(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.status.in_(ended))))
+
+    def _end(self, claim: Claim, goal: Status, message: str, reason: Reason | None = None) -> Job:
+        with self._database.write() as session:
+            move(session, _held(session, claim), goal, message, now=_now(session), reason=reason)
+        return self.get(claim.project_id, claim.job_id)
+
+    def _lose(self, session: Session, job: JobRow, message: str, code: str) -> None:
+        attempt = session.get_one(AttemptRow, (job.id, job.epoch))
+        job.fruitless_attempts = 0 if attempt.progressed else job.fruitless_attempts + 1
+        if job.status == Status.RUNNING and job.fruitless_attempts >= self._settings.max_attempts:
+            message = f"{job.fruitless_attempts} attempts one after the other made no progress. The last: {message}"
+            reason = Reason(code=code, message=message)
+            move(session, job, Status.FAILED, message, now=_now(session), reason=reason, outcome="lost")
+            return
+        goal = first_allowed(job, "be lost", Status.QUEUED, Status.PAUSED, Status.CANCELLED)
+        event = EventType.ATTEMPT_LOST if goal is Status.QUEUED else None
+        move(session, job, goal, message, now=_now(session), event=event, outcome="lost")
+
+
+def _now(session: Session) -> float:
+    return session.scalars(select(db_now())).one()
+
+
+def _find(session: Session, project_id: str, job_id: str, *, lock: bool = False) -> JobRow:
+    query = select(JobRow).where(JobRow.id == job_id, JobRow.project_id == project_id)
+    job = session.scalar(query.with_for_update(key_share=True) if lock else query)
+    if job is None:
+        raise NotFound(f"no job {job_id!r} in this project")
+    return job
+
+
+def _held(session: Session, claim: Claim) -> JobRow:
+    """The claim's job with its row locked; raise `LeaseLost` when this claim does not hold it any more."""
+    query = select(JobRow).where(JobRow.id == claim.job_id, JobRow.epoch == claim.epoch, JobRow.status.in_(HELD))
+    job = session.scalar(query.with_for_update(key_share=True))
+    if job is None:
+        raise _lost(claim)
+    return job
+
+
+def _lost(claim: Claim) -> LeaseLost:
+    return LeaseLost(f"attempt {claim.epoch} of job {claim.job_id} by {claim.worker} does not hold the job any more")
+
+
+def _records(session: Session, rows: Sequence[JobRow]) -> Sequence[Job]:
+    variant_ids = ids_by_job(session, [row.id for row in rows])
+    return [_record(row, variant_ids.get(row.id, ())) for row in rows]
+
+
+def _record(row: JobRow, variant_ids: tuple[str, ...]) -> Job:
+    status = Status(row.status)
+    reason = Reason(code=row.reason_code, message=row.reason_message or "") if row.reason_code else None
+    return Job(
+        id=row.id, name=row.name, status=status, is_terminal=status.is_terminal, status_reason=reason,
+        spec=JobSpec.model_validate(row.spec),
+        stage=row.stage,  # type: ignore[arg-type]  # one of STAGES, as `events.follow` wrote it
+        progress=Progress.model_validate(row.progress) if row.progress else None, attempt=row.epoch,
+        variant_ids=variant_ids, created_at=moment(row.created_at),
+        started_at=None if row.started_at is None else moment(row.started_at),
+        finished_at=None if row.finished_at is None else moment(row.finished_at),
+    )  # fmt: skip
+
+
+def _attempt(row: AttemptRow) -> Attempt:
+    return Attempt(
+        attempt=row.attempt, worker=row.worker, started_at=moment(row.started_at),
+        ended_at=None if row.ended_at is None else moment(row.ended_at), outcome=row.outcome, message=row.message,
+    )  # fmt: skip

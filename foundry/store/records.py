@@ -1,0 +1,56 @@
+"""What the store's callers hand in and what a worker holds. What it gives back: spec/resources.py."""
+
+from dataclasses import dataclass
+
+from foundry.spec.job import JobSpec
+from foundry.spec.record import Record
+from foundry.spec.variant import Artifact, VariantManifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idempotency:
+    """The request that a key stands for: the same key with another route or body is a conflict."""
+
+    key: str
+    route: str
+    """For example POST /v1/customization/jobs."""
+    body_sha256: str
+
+
+class JobInputs(Record):
+    """The spec's teacher and data, resolved when the job was submitted."""
+
+    teacher: str
+    """An absolute folder, or the hub id of the spec."""
+    dataset_id: str
+    data_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A worker's right to one job. `epoch` fences it: after another claim nothing can be written with this one."""
+
+    job_id: str
+    project_id: str
+    epoch: int
+    spec: JobSpec
+    inputs: JobInputs
+    worker: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What the user asked of a running job, as its worker learns with a heartbeat."""
+
+    cancel: bool
+    pause: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewVariant:
+    """A verified variant whose files are all in the artifact store."""
+
+    manifest: VariantManifest
+    manifest_sha256: str
+    files: tuple[Artifact, ...]
+    """Every file, manifest.json included."""

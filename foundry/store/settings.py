@@ -1,0 +1,92 @@
+"""What an operator may set. Read from the environment at the entry points of api and workers, and nowhere else."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from foundry.errors import InvalidSettings
+
+_PREFIX = "FOUNDRY_"
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """Every field is the environment variable FOUNDRY_<FIELD>; paths are made absolute."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    home: Annotated[Path, Field(validate_default=True)] = Path("~/.foundry")
+    """Database, artifacts, work folders and keys of an installation on one machine."""
+    database_url: str = Field(default_factory=lambda fields: f"sqlite:///{fields['home'] / 'foundry.db'}")
+    """sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE; by default a SQLite file in `home`."""
+    artifacts: Path = Field(default_factory=lambda fields: fields["home"] / "artifacts")
+    """Content-addressed files of datasets and variants; by default `home`/artifacts."""
+    work: Path = Field(default_factory=lambda fields: fields["home"] / "work")
+    """One folder for each unfinished job; by default `home`/work. Workers that share it resume each other's jobs."""
+    broker_url: str | None = None
+    """redis://... when Celery feeds the workers; None when they poll the database."""
+    teacher_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders below which a job's teacher may lie; in the environment separated by `:` (`;` on Windows)."""
+    hub_allowed: bool = True
+    """Whether a teacher may be downloaded from the model hub."""
+    lease_s: Seconds = 60.0
+    """How long a silent worker keeps its job."""
+    heartbeat_s: Seconds = 10.0
+    poll_s: Seconds = 1.0
+    """How often an idle worker without a broker looks for a queued job."""
+    stop_grace_s: Seconds = 30.0
+    """How long a run may take to write a checkpoint before it is killed."""
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    """Attempts without progress, one after the other, after which a job fails."""
+    max_upload_bytes: Annotated[int, Field(gt=0)] = 20_000_000_000
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8321
+
+    @field_validator("home", "artifacts", "work")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+    @field_validator("teacher_roots", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("max_upload_bytes", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        return int(float(value)) if isinstance(value, str) and "e" in value.lower() else value
+
+    @model_validator(mode="after")
+    def _lease_outlives_heartbeats(self) -> Self:
+        if self.lease_s < 3 * self.heartbeat_s:
+            raise ValueError(
+                f"lease_s ({self.lease_s:g}) must be at least three times heartbeat_s ({self.heartbeat_s:g}): "
+                "one late heartbeat must not cost a healthy run its job"
+            )
+        return self
+
+    @field_validator("teacher_roots")
+    @classmethod
+    def _real(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(root.expanduser().resolve() for root in roots)
+
+    @classmethod
+    def from_env(cls) -> "Settings":
+        """Read FOUNDRY_* from the environment; raise `InvalidSettings` that names the variable at fault."""
+        try:
+            return cls()
+        except ValidationError as error:
+            raise InvalidSettings(
+                "; ".join(_problem(problem) for problem in error.errors(include_url=False))
+            ) from error
+
+
+def _problem(problem: Any) -> str:
+    detail = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return str(detail)
+    return f"{_PREFIX}{str(problem['loc'][0]).upper()}={problem['input']!s:.80}: {detail}"
