@@ -62,7 +62,9 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="make demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="make demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--teacher", default=str(HERE / "teacher"), help="a folder, or ORG/NAME on the hub")
     parser.add_argument("--data", type=Path, help="JSON Lines or text; by default the standard library's own text")
     parser.add_argument("--prompt", default=PROMPT, help="what the downloaded variant is asked to continue")
@@ -77,8 +79,8 @@ def _check_disk(folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < LEAST_FREE_BYTES:
         raise StorageFull(
-            f"{folder} has {free / 1e6:,.0f} MB free; the demo needs {LEAST_FREE_BYTES / 1e6:,.0f} MB. Free some space, or "
-            "put it elsewhere: make demo ARGS='--folder /other/disk'"
+            f"{folder} has {free / 1e6:,.0f} MB free; the demo needs {LEAST_FREE_BYTES / 1e6:,.0f} MB. Free some "
+            "space, or put it elsewhere: make demo ARGS='--folder /other/disk'"
         )
 
 
@@ -90,7 +92,11 @@ def _service(args: argparse.Namespace) -> Iterator[Foundry]:
     teachers = [] if is_hub_id(args.teacher) else ["--teachers", str(Path(args.teacher).resolve())]
     command = [sys.executable, "-m", "foundry.cli", "up", "--home", str(home), "--port", str(args.port), *teachers]
     log = args.folder / "service.log"
-    _title("1", "Start the service", "foundry up: Flask API behind gunicorn, an embedded worker, SQLite, a folder of artifacts")
+    _title(
+        "1",
+        "Start the service",
+        "foundry up: Flask API behind gunicorn, an embedded worker, SQLite, a folder of artifacts",
+    )
     (home / "url").unlink(missing_ok=True)
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT)
@@ -109,7 +115,9 @@ def _connect(process: subprocess.Popen[bytes], home: Path, log: Path) -> Foundry
     deadline = time.monotonic() + START_S
     while not (home / "url").exists():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise FoundryError(f"the service did not start. It said:\n\n{log.read_text(errors='replace')[-2000:].strip()}")
+            raise FoundryError(
+                f"the service did not start. It said:\n\n{log.read_text(errors='replace')[-2000:].strip()}"
+            )
         time.sleep(0.1)
     foundry = Foundry((home / "url").read_text().strip(), (home / "key").read_text().strip())
     CONSOLE.print(f"  listening on [bold]{foundry.url}[/], key in {_short(home / 'key')}, log in {_short(log)}")
@@ -118,11 +126,21 @@ def _connect(process: subprocess.Popen[bytes], home: Path, log: Path) -> Foundry
 
 def _walk(foundry: Foundry, args: argparse.Namespace) -> None:
     data = args.data or _standard_library_text(args.folder)
-    _title("2", "Upload the domain data", f"{_short(data)}: text that the students learn on, some of it held out to measure on")
+    _title(
+        "2",
+        "Upload the domain data",
+        f"{_short(data)}: text that the students learn on, some of it held out to measure on",
+    )
     dataset = foundry.datasets.upload(data)
-    CONSOLE.print(f"  {dataset.id}: {dataset.documents:,} documents, {dataset.bytes / 1e6:.1f} MB, sha256 {dataset.sha256[:12]}…")
+    CONSOLE.print(
+        f"  {dataset.id}: {dataset.documents:,} documents, {dataset.bytes / 1e6:.1f} MB, sha256 {dataset.sha256[:12]}…"
+    )
 
-    _title("3", "Submit one job with two targets", "prune, distil, evaluate and export; both students learn from one teacher pass")
+    _title(
+        "3",
+        "Submit one job with two targets",
+        "prune, distil, evaluate and export; both students learn from one teacher pass",
+    )
     job = foundry.jobs.create(_spec(args, dataset.id))
     CONSOLE.print(f"  {job.id}: {job.status}")
     job = foundry.jobs.wait(job.id, progress=True)

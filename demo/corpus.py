@@ -14,13 +14,24 @@ import types
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-
 from pydoc_data.topics import topics
 
 # Tables and generated code teach a small model nothing; tests are repetitive and larger than all the rest together.
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "encodings", "lib2to3", "idlelib", "pydoc_data"}
 # Modules written in C have docstrings but no source; these import without side effects on every platform.
-_BUILT_IN = ("builtins", "itertools", "math", "time", "sys", "errno", "marshal", "gc", "_collections", "_functools", "_io")
+_BUILT_IN = (
+    "builtins",
+    "itertools",
+    "math",
+    "time",
+    "sys",
+    "errno",
+    "marshal",
+    "gc",
+    "_collections",
+    "_functools",
+    "_io",
+)
 
 
 def documents() -> Iterator[dict[str, str]]:
@@ -53,7 +64,9 @@ def _help_page(module: str, tree: ast.Module) -> str:
     if text := ast.get_docstring(tree):
         parts.append(f"Help on module {module}:\n\n{text}\n")
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and (text := ast.get_docstring(node)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and (
+            text := ast.get_docstring(node)
+        ):
             kind = "class " if isinstance(node, ast.ClassDef) else ""
             arguments = "" if isinstance(node, ast.ClassDef) else f"({ast.unparse(node.args)})"
             parts.append(f"{kind}{node.name}{arguments}\n" + _indented(text))

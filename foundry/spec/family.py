@@ -1,4 +1,4 @@
-"""A family is a table: the name of every weight, the axis of each of its dimensions, and where the config keeps each axis.
+"""A family is a table: every weight's name, the axis of each of its dimensions, and where the config keeps each axis.
 
 The unit of coupling is the axis: cutting ffn channel 7 removes row 7 of gate_proj and up_proj and column 7 of down_proj
 in every layer, because all three dimensions carry the axis `ffn`. Nothing else in the house knows a weight by name.
@@ -91,7 +91,7 @@ class Family(Record):
     config_keep: tuple[str, ...]
     """Other keys that are carried into a student's config; everything else is dropped."""
     rotatable: bool = False
-    """Whether an orthogonal map of the residual stream changes nothing: RMS norms before every reader, none after a writer."""
+    """Whether turning the residual stream changes nothing: RMS norms before every reader, none after a writer."""
     tied_by_default: bool = False
     """What an absent `tie_word_embeddings` means in this family's config class."""
     attention_norm: str
@@ -111,7 +111,7 @@ class Family(Record):
         return next(w for w in self.weights if w.role == role and len(w.dims) == 2)
 
     def shape_of(self, config: Mapping[str, Any]) -> Shape:
-        """Read the shape from a config.json; raise `DamagedCheckpoint` when a size is missing or not a positive number."""
+        """Read the shape from a config.json; raise `DamagedCheckpoint` when a size is not a positive number."""
         sizes: dict[str, int] = {}
         for axis, key in self.config.items():
             value = config.get(key)
@@ -135,13 +135,11 @@ class Family(Record):
     def config_for(self, teacher_config: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
         """The student's config.json: the teacher's known keys with the new sizes, and nothing else.
 
-        Both spellings of the rope settings are written: transformers 4 reads a version-5 `rope_parameters` as absent and
-        falls back to theta 10000 without a word.
+        Both spellings of the rope settings are written: transformers 4 takes a version-5 `rope_parameters` for absent
+        and falls back to theta 10000 without a word.
         """
         kept = {key: teacher_config[key] for key in self.config_keep if key in teacher_config}
-        sizes = {
-            key: shape.length(axis) if axis == "vocab" else getattr(shape, axis) for axis, key in self.config.items()
-        }
+        sizes = {key: getattr(shape, axis) for axis, key in self.config.items()}
         rope = dict(teacher_config.get("rope_parameters") or teacher_config.get("rope_scaling") or {})
         old_name = rope.pop("type", "default")  # version 4 also took `type` for `rope_type`
         rope.setdefault("rope_type", old_name)

@@ -19,7 +19,14 @@ _BLOCK: dict[GgufType, tuple[int, int]] = {  # values in a block, bytes of a blo
     "F32": (1, 4), "F16": (1, 2), "Q8_0": (32, 34), "Q6_K": (256, 210), "Q5_K": (256, 176), "Q4_K": (256, 144),
     "Q5_1": (32, 24), "Q5_0": (32, 22),
 }  # fmt: skip
-_FALLBACK: dict[GgufType, GgufType] = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "Q8_0": "F16", "Q5_0": "F16", "Q5_1": "F16"}
+_FALLBACK: dict[GgufType, GgufType] = {
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+    "Q8_0": "F16",
+    "Q5_0": "F16",
+    "Q5_1": "F16",
+}
 _BASE: dict[str, GgufType] = {"f16": "F16", "q8_0": "Q8_0", "q6_k": "Q6_K", "q5_k_m": "Q5_K", "q4_k_m": "Q4_K"}
 FORMATS = ("safetensors", *(f"gguf:{quantisation}" for quantisation in _BASE))
 
@@ -39,7 +46,7 @@ def parse_format(text: str) -> Format:
     if text not in FORMATS:
         raise UnknownFormat(f"unknown format {text!r}; the formats are {', '.join(FORMATS)}", pointer="/formats")
     container, _, quantisation = text.partition(":")
-    return Format(container=container, quantisation=quantisation)  # type: ignore[arg-type]
+    return Format(container=container, quantisation=quantisation)
 
 
 def gguf_type_of(tensor: Tensor, shape: Shape, quantisation: str) -> GgufType:
@@ -50,8 +57,9 @@ def gguf_type_of(tensor: Tensor, shape: Shape, quantisation: str) -> GgufType:
 def gguf_type(weight: Weight, size: tuple[int, ...], boosted: bool, shape: Shape, quantisation: str) -> GgufType:
     """The type for a table row of this size. `boosted` says whether the layer is one of those that get more bits.
 
-    As in llama.cpp's `_m` mixes, the matrices that suffer most get two bits more: the output head (or the embedding that
-    doubles as one), and the value and down projections of the first and last eighth of the layers and of every third between.
+    As in llama.cpp's `_m` mixes, the matrices that suffer most get two bits more: the output head (or the embedding
+    that doubles as one), and the value and down projections of the first and last eighth of the layers and of every third
+    between.
     """
     if len(size) == 1:
         return "F32"

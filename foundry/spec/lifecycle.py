@@ -1,11 +1,11 @@
 """Few statuses, many events. Progress is an event, never a status.
 
-    queued ──claim──▶ running ──finish──▶ succeeded | failed
-      ▲                 │  │
-      │   lease expired │  └─cancel─▶ cancelling ──▶ cancelled
-      └────or released──┘
-    queued ──cancel──▶ cancelled
-    queued | running ──pause──▶ pausing ──▶ paused ──resume──▶ queued
+queued ──claim──▶ running ──finish──▶ succeeded | failed
+  ▲                 │  │
+  │   lease expired │  └─cancel─▶ cancelling ──▶ cancelled
+  └────or released──┘
+queued ──cancel──▶ cancelled
+queued | running ──pause──▶ pausing ──▶ paused ──resume──▶ queued
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,8 @@ from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Literal
+
+from pydantic import Field
 
 from foundry.spec.record import Record
 
@@ -101,7 +103,7 @@ class RunEvent(Record):
     type: EventType
     message: str
     level: Level = "info"
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default_factory=dict)
 
 
 class JobEvent(Record):

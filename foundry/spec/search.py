@@ -1,5 +1,6 @@
 """Which shapes a budget admits. Arithmetic only: no weights, no torch."""
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import product
 
@@ -9,11 +10,11 @@ from foundry.spec.stages import Axis
 from foundry.spec.target import Budget
 
 SMALLEST_SHARE = 0.25
-"""No axis is cut below a quarter of the teacher's: beyond that a student from scratch does as well (Minitron, 2407.14679)."""
+"""No axis is cut below a quarter of the teacher's: what little is left there is hardly worth keeping."""
 
 
 def alignment_of(length: int) -> int:
-    """The step in which an axis is cut: 256 where k-quants and tensor cores want it, smaller where that is too coarse."""
+    """The step in which an axis is cut: 256, as k-quants and tensor cores want it, or less where that is too coarse."""
     for step in (256, 64):
         if length >= 16 * step:
             return step
@@ -82,7 +83,9 @@ def shapes_within(
 def _unreachable(
     family: Family, teacher: Shape, budget: Budget, axes: tuple[Axis, ...], present: frozenset[str]
 ) -> BudgetUnreachable:
-    smallest = min((s for group in shapes(teacher, axes) for s in group), key=lambda s: budget.share(family, s, present))
+    smallest = min(
+        (s for group in shapes(teacher, axes) for s in group), key=lambda s: budget.share(family, s, present)
+    )
     params, size = family.parameter_count(smallest, present), budget.used_bytes(family, smallest, present)
     limit = f"{budget.max_params:,} parameters" if budget.max_params else f"{budget.max_bytes:,} bytes"
     way_out = f"allow at least {params:,} parameters" if budget.max_params else f"allow at least {size:,} bytes"
@@ -103,4 +106,4 @@ def balance(teacher: Shape, shape: Shape) -> float:
     2407.14679 and 2408.11796: ffn first, then hidden; heads last; depth when latency asks for it).
     """
     cost = {"ffn": 1.0, "hidden": 1.5, "layers": 3.0, "heads": 2.5}
-    return sum(w * (1 - getattr(shape, axis) / getattr(teacher, axis)) ** 2 for axis, w in cost.items())
+    return math.fsum(w * (1 - getattr(shape, axis) / getattr(teacher, axis)) ** 2 for axis, w in cost.items())

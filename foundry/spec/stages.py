@@ -26,7 +26,7 @@ class Prune(Record):
 
     axes: tuple[Axis, ...] = Field(("ffn", "hidden", "heads", "layers"), min_length=1)
     calibration_tokens: Count = 4_194_304
-    """Upper bound (1024 x 4096, the Minitron papers' figure); small models need less: 16 tokens a thousand parameters."""
+    """Upper bound, 1024 x 4096 as in the Minitron papers; small models need less: 16 tokens a thousand parameters."""
     candidates: Count = 8
     """How many shapes within the budget are sliced and compared by held-out KL before one is taken."""
     repair: tuple[Repair, ...] = ("refit", "rotate", "rescale")

@@ -3,6 +3,8 @@
 from datetime import datetime
 from typing import Any
 
+from pydantic import Field
+
 from foundry.spec.family import Shape
 from foundry.spec.job import JobSpec
 from foundry.spec.record import Record
@@ -66,6 +68,12 @@ class Metrics(Record):
     load_ms: float | None = None
     peak_memory_bytes: int | None = None
     hardware: str | None = None
+    runtime: str | None = None
+    """What opened the file, with its version; for rows of formats, like the two below."""
+    runtime_top1_ratio: float | None = None
+    """Share of held-out positions where the file's most likely token is that of transformers on the same weights."""
+    runtime_greedy_tokens: int | None = None
+    """Greedy tokens equal to transformers', in the prompt where they are fewest."""
 
 
 class Artifact(Record):
@@ -107,5 +115,5 @@ class VariantManifest(Record):
     failed_formats: dict[str, str]
     """Formats that were asked for and did not pass their check, with the reason."""
     files: tuple[Artifact, ...]
-    training: dict[str, Any] = {}
+    training: dict[str, Any] = Field(default_factory=dict)
     """Steps, tokens and losses of the distillation."""

@@ -1,4 +1,4 @@
-"""Laws of the house that import-linter cannot see: what a fresh interpreter loads, and what the README says of the tree."""
+"""Laws that import-linter cannot see: what a fresh interpreter loads, and what the README says of the tree."""
 
 import re
 import subprocess
@@ -16,7 +16,9 @@ def _loaded_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("statement", ["import foundry", "import foundry; foundry.Foundry", "import api.app", "import foundry.cli"])
+@pytest.mark.parametrize(
+    "statement", ["import foundry", "import foundry; foundry.Foundry", "import api.app", "import foundry.cli"]
+)
 def test_import_loads_no_torch_when_fresh(statement: str) -> None:
     loaded = _loaded_after(statement)
     assert not {"torch", "transformers"} & loaded

@@ -23,8 +23,8 @@ from foundry.spec.lifecycle import Progress
 class Channels:
     """What the input of one output projection says about its channels.
 
-    `score_C` is the Minitron statistic sqrt(sum_b (mean_s |x|)^2) (arXiv 2407.14679, section 2.2: mean over the sequence, L2
-    over the batch). `gram_CC` is sum x x^T over all positions, for the least-squares refit.
+    `score_C` is the Minitron statistic sqrt(sum_b (mean_s |x|)^2): mean over the sequence, L2 over the batch (arXiv
+    2407.14679, section 2.2). `gram_CC` is sum x x^T over all positions, for the least-squares refit.
     """
 
     def __init__(self, channels: int, device: torch.device) -> None:
@@ -69,7 +69,7 @@ class Statistics:
     ffn_norm: list[Stream]
     final_norm: Stream
     distance_L: Tensor
-    """1 - mean cos(input, output) of each layer: how much it changes the stream (ShortGPT's block influence, 2403.03853)."""
+    """1 - mean cos(input, output) of each layer: its influence on the stream (ShortGPT, arXiv 2403.03853)."""
     tokens: int
 
     @property
@@ -143,7 +143,9 @@ class _Gathering:
             for handle in handles:
                 handle.remove()
 
-    def _hear_layer(self, layer: int, _: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+    def _hear_layer(
+        self, layer: int, _: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]
+    ) -> None:
         after = output if isinstance(output, Tensor) else output[0]
         cosines = torch.cosine_similarity(args[0].float(), after.float(), dim=-1)
         self.cosines_L[layer] += cosines.double().sum()
@@ -161,9 +163,13 @@ class _Gathering:
             tokens=tokens,
         )
         for layer in range(self.shape.layers):
-            if not torch.isfinite(found.ffn[layer].score_C).all() or not torch.isfinite(found.attention[layer].score_C).all():
+            if (
+                not torch.isfinite(found.ffn[layer].score_C).all()
+                or not torch.isfinite(found.attention[layer].score_C).all()
+            ):
                 raise DamagedCheckpoint(
-                    f"the teacher's activations in layer {layer} are not numbers; its weights are damaged", pointer="/teacher"
+                    f"the teacher's activations in layer {layer} are not numbers; its weights are damaged",
+                    pointer="/teacher",
                 )
         return found
 

@@ -1,5 +1,6 @@
 """Which of the shapes within a budget to take: measured, not guessed."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from foundry.spec.family import Shape
@@ -28,4 +29,4 @@ def choose_shape(
 def distance(teacher: Shape, a: Shape, b: Shape) -> float:
     """How far two shapes lie apart, each axis as a share of the teacher's."""
     axes = ("hidden", "ffn", "heads", "layers")
-    return sum(((getattr(a, axis) - getattr(b, axis)) / getattr(teacher, axis)) ** 2 for axis in axes)
+    return math.fsum(((getattr(a, axis) - getattr(b, axis)) / getattr(teacher, axis)) ** 2 for axis in axes)

@@ -36,13 +36,13 @@ class Reader:
         }
 
     def __call__(self, name: str) -> Tensor:
-        value: Tensor = self._open[self._checkpoint.tensors[name].file].get_tensor(name)
+        value: Tensor = self._open[self._checkpoint.tensors[name].file].get_tensor(name)  # type: ignore[no-untyped-call]
         return value.to(self._device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slicer:
-    """A plan applied to a checkpoint. `statistics` feed the repairs that the plan names."""
+    """A plan applied to a checkpoint. `statistics` feed the repairs; only a plan that cuts nothing does without."""
 
     checkpoint: Checkpoint
     plan: PrunePlan
@@ -50,11 +50,17 @@ class Slicer:
     device: torch.device
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the student in the teacher's dtype; a plan that cuts nothing passes them through unchanged."""
+        """Every tensor of the student in the teacher's dtype; a plan that cuts nothing leaves them as they are."""
         for place in self.checkpoint.family.tensors(self.plan.shape, self.checkpoint.present):
             source = place.weight.name.format(layer=self._teacher_layer(place))
             original = self._read(source)
             yield place.name, self._cut(place, original).to(original.dtype).contiguous()
+
+    @property
+    def _found(self) -> Statistics:
+        if self.statistics is None:
+            raise ValueError("a plan that cuts needs the statistics of its calibration")
+        return self.statistics
 
     def _teacher_layer(self, place: TensorPlace) -> int:
         return self.plan.layers[place.layer] if place.weight.per_layer else 0
@@ -78,7 +84,7 @@ class Slicer:
         if "refit" not in self.plan.repair or len(kept) == value_HC.shape[1]:
             return self._keep(value_HC, 1, kept)
         layer = self._teacher_layer(place)
-        channels = self.statistics.ffn[layer] if dimension == "ffn" else self.statistics.attention[layer]
+        channels = self._found.ffn[layer] if dimension == "ffn" else self._found.attention[layer]
         return repair.refit(value_HC, channels.gram_CC, kept)
 
     def _kept_channels(self, dimension: str, layer: int) -> Tensor:
@@ -117,7 +123,7 @@ class Slicer:
 
     @cached_property
     def _axes_HD(self) -> Tensor:
-        found = self.statistics
+        found = self._found
         streams = [*found.attention_norm, *found.ffn_norm, found.final_norm]
         return repair.principal_axes([s.covariance_HH for s in streams], self.plan.shape.hidden)
 
@@ -137,19 +143,20 @@ class Slicer:
         if "rescale" not in self.plan.repair:
             return 1.0
         teacher, kept = self.plan.teacher_shape.hidden, self.plan.shape.hidden
-        axes_HD = self._axes_HD if self.plan.rotated else torch.eye(teacher, device=self.device)[:, list(self.plan.hidden)]
+        unrotated_HD = torch.eye(teacher, device=self.device)[:, list(self.plan.hidden)]
+        axes_HD = self._axes_HD if self.plan.rotated else unrotated_HD
         energy = repair.kept_energy(self._stream(place.weight, self._teacher_layer(place)).covariance_HH, axes_HD)
         return repair.norm_gain(energy, teacher, kept)
 
     def _stream(self, weight: Weight, layer: int) -> Stream:
-        family, found = self.checkpoint.family, self.statistics
+        family, found = self.checkpoint.family, self._found
         if weight.name == family.final_norm:
             return found.final_norm
         return found.attention_norm[layer] if weight.name == family.attention_norm else found.ffn_norm[layer]
 
 
 def write_sharded(tensors: Iterator[tuple[str, Tensor]], folder: Path, shard_bytes: int = _SHARD_BYTES) -> None:
-    """Write tensors as they come; one model.safetensors, or shards with an index when they are larger than one shard."""
+    """Write tensors as they come; one model.safetensors, or shards with an index when one is too small."""
     shards: list[dict[str, Tensor]] = [{}]
     written: list[tuple[Path, list[str]]] = []
     total = filled = 0

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import Corpus, Packed, pack
 from foundry.engine.evaluate.compare import compare
-from foundry.engine.models import copy_beside_weights, load_model, load_tokenizer, local_folder
+from foundry.engine.models import copy_tokenizer, load_model, load_tokenizer, local_folder
 from foundry.engine.prune.calibrate import Statistics, bytes_needed, calibrate
 from foundry.engine.prune.choose import choose_shape
 from foundry.engine.prune.plan import make_plan
@@ -36,7 +37,8 @@ def prune(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     budgets = budgets_of(spec, context_limit(checkpoint.config))
     pending = [b for b in budgets if not (workspace.stage("prune", b.target) / "model").is_dir()]
     shapes = {
-        b.target: shapes_within(checkpoint.family, checkpoint.shape, b, spec.prune.axes, checkpoint.present) for b in pending
+        b.target: shapes_within(checkpoint.family, checkpoint.shape, b, spec.prune.axes, checkpoint.present)
+        for b in pending
     }
     calibrated: _Calibrated | None = None
     for budget in pending:
@@ -71,7 +73,9 @@ class _Calibrated:
             if self.context.should_stop():
                 raise Stopped
             student = self._student(shape)
-            return compare(student, self.teacher, self.choice, self.context).kl_to_teacher
+            score = compare(student, self.teacher, self.choice, self.context).kl_to_teacher
+            assert score is not None
+            return score
 
         scored = choose_shape(shapes, self.checkpoint.shape, kl, self.spec.prune.candidates)
         family, present = self.checkpoint.family, self.checkpoint.present
@@ -96,13 +100,18 @@ class _Calibrated:
             checkpoint=self.checkpoint, plan=self._plan(shape, "candidate"), statistics=self.statistics,
             device=self.context.device,
         )  # fmt: skip
-        entries = self.checkpoint.family.config_for(self.checkpoint.config, shape)
-        config = AutoConfig.for_model(**entries)
-        with torch.device("meta"):
-            student = AutoModelForCausalLM.from_config(config, dtype=self.context.dtype)
-        student.to_empty(device=self.context.device)
-        student.load_state_dict({name: value.to(self.context.dtype) for name, value in slicer.tensors()}, strict=False)
-        return student.eval()
+        return student_in_memory(slicer, self.context)
+
+
+def student_in_memory(slicer: Slicer, context: RunContext) -> PreTrainedModel:
+    """The model that the slicer would write, without the disk."""
+    checkpoint = slicer.checkpoint
+    config = AutoConfig.for_model(**checkpoint.family.config_for(checkpoint.config, slicer.plan.shape))
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model = model_class.from_pretrained(
+        None, config=config, state_dict=dict(slicer.tensors()), dtype=context.dtype, attn_implementation="sdpa"
+    )
+    return model.to(context.device).eval()
 
 
 def _texts(spec: JobSpec, workspace: Workspace, checkpoint: Checkpoint) -> tuple[Packed, Packed]:
@@ -117,7 +126,7 @@ def _texts(spec: JobSpec, workspace: Workspace, checkpoint: Checkpoint) -> tuple
     calibration = pack(documents, tokenizer, length, max_tokens=wanted)
     if calibration.ids_NS.numel() < _FEWEST_TOKENS:
         raise InvalidData(
-            f"the data has {calibration.ids_NS.numel():,} tokens; calibration needs at least {_FEWEST_TOKENS:,}. Add documents"
+            f"the data has {calibration.ids_NS.numel():,} tokens; calibration needs {_FEWEST_TOKENS:,}. Add documents"
         )
     return calibration, choice
 
@@ -131,8 +140,8 @@ def _refuse_if_too_large(shape: Shape, context: RunContext) -> None:
         free = psutil.virtual_memory().available
     if needed > free:
         raise OutOfMemory(
-            f"calibrating this teacher takes {needed / 1e9:.1f} GB beside its weights and {free / 1e9:.1f} GB are free; "
-            "use a machine with more memory"
+            f"calibrating this teacher takes {needed / 1e9:.1f} GB beside its weights, and {free / 1e9:.1f} GB are "
+            "free; use a machine with more memory"
         )
 
 
@@ -152,7 +161,7 @@ def _write(
     write_json(target / "plan.json", plan.model_dump(mode="json"))
     slicer = Slicer(checkpoint=checkpoint, plan=plan, statistics=statistics, device=context.device)
     with new_folder(target / "model") as folder:
-        copy_beside_weights(checkpoint.folder, folder)
+        copy_tokenizer(checkpoint.folder, folder)
         write_json(folder / "config.json", checkpoint.family.config_for(checkpoint.config, plan.shape))
         write_sharded(slicer.tensors(), folder)
 

@@ -231,5 +231,3 @@ def test_write_sharded_opens_again_when_in_several_shards(tmp_path: Path) -> Non
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert torch.equal(_logits(again), _logits(teacher))
-
-

@@ -64,7 +64,11 @@ def test_unknown_target_lists_the_targets_and_the_way_out() -> None:
         budget_of("toaster", ("safetensors",))
 
 
-@pytest.mark.parametrize(("text", "expected"), [("org/name", True), ("org/name@main", True), ("./org/name", False), ("/org", False), ("../a/b", False), ("name", False), ("a/b/c", False)])  # fmt: skip
+HUB_IDS = ("org/name", "org/name@main")
+FOLDERS = ("./org/name", "/org", "../a/b", "name", "a/b/c")
+
+
+@pytest.mark.parametrize(("text", "expected"), [*((t, True) for t in HUB_IDS), *((t, False) for t in FOLDERS)])
 def test_hub_id_is_told_from_a_folder(text: str, expected: bool) -> None:
     assert is_hub_id(text) is expected
 

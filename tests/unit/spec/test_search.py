@@ -27,7 +27,9 @@ def test_parameter_count_equals_published_figure_when_mistral_nemo_12b() -> None
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("shape", [SMALL, SMALL.model_copy(update={"hidden": 192, "ffn": 416, "tied": False})], ids=["even", "odd"])
+@pytest.mark.parametrize(
+    "shape", [SMALL, SMALL.model_copy(update={"hidden": 192, "ffn": 416, "tied": False})], ids=["even", "odd"]
+)
 def test_weight_bytes_equals_sum_over_tensors(shape: Shape, form: str) -> None:
     parsed = parse_format(form)
     total = 0
@@ -69,7 +71,7 @@ def test_shapes_within_names_smallest_size_when_unreachable() -> None:
 
 
 def test_search_finds_minitron_width_when_nemo_may_lose_ffn_and_hidden() -> None:
-    """NVIDIA took hidden 4096 and ffn 11520 for 8.4 billion parameters; the grid holds it and the guess is next to it."""
+    """NVIDIA took hidden 4096 and ffn 11520 for 8.4 billion parameters: the guess finds the same."""
     grid = choices(NEMO_12B, ("ffn", "hidden"))
     assert 4096 in grid["hidden"] and 11520 in grid["ffn"]
     found = shapes_within(LLAMA, NEMO_12B, _budget(max_params=8_420_000_000), ("ffn", "hidden"))
