@@ -49,6 +49,7 @@ def chunk_tokens(vocabulary: int, device: torch.device) -> int:
 
 
 def trunk_hidden(trunk: nn.Module, inputs: dict[str, object], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Last hidden states [B, S, H]; products run in `dtype` whatever the weights are held in."""
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    """Last hidden states [B, S, H]; products run in `dtype` even where weights are held in float32."""
+    held_wider = dtype != torch.float32 and any(p.dtype == torch.float32 for p in trunk.parameters())
+    with torch.autocast(device.type, dtype, enabled=held_wider):
         return trunk(**inputs).last_hidden_state  # type: ignore[no-any-return]

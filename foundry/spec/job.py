@@ -61,9 +61,14 @@ class JobSpec(Record):
     formats: Annotated[tuple[str, ...], Field(min_length=1)] = ("safetensors", "gguf:q4_k_m")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The name of every target, in order."""
+        return tuple(t if isinstance(t, str) else t.name for t in self.targets)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        names = [t if isinstance(t, str) else t.name for t in self.targets]
+        names = self.target_names
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"targets named twice: {', '.join(twice)}")
         for text in self.formats:

@@ -1,0 +1,56 @@
+"""How many rows fit into memory at once, decided from the machine's size before the first step.
+
+The total memory decides, not what is free at the moment: a resumed run must add up its gradients in the same order.
+"""
+
+from collections.abc import Sequence
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from foundry.spec.family import Shape, family_of
+
+_ACTIVATIONS_SHARE = 0.25
+"""Of the memory, for what a micro-batch keeps for its backward pass; weights and moments take the rest."""
+_LARGEST_MICRO_TOKENS = 8192
+"""Beyond this a larger micro-batch is no faster."""
+
+
+def micro_batch_rows(models: Sequence[PreTrainedModel], sequence_tokens: int, device: torch.device) -> int:
+    """Rows whose activations fit; at least 1. Turns on gradient checkpointing in models of which not even one row fits.
+
+    Students run one after another, so the largest decides.
+    """
+    budget = _ACTIVATIONS_SHARE * _total_bytes(device)
+    rows = max(1, _LARGEST_MICRO_TOKENS // sequence_tokens)
+    for model in models:
+        row_bytes = sequence_tokens * _activation_bytes(_shape_of(model))
+        if row_bytes > budget:
+            # The other kind of checkpointing needs inputs with gradients, which a frozen embedding does not give.
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        rows = max(1, min(rows, int(budget // row_bytes)))
+    return rows
+
+
+def _activation_bytes(shape: Shape) -> int:
+    """Bytes kept for the backward pass per token, about: 14 hidden, 6 attention and 5 ffn values of 4 bytes a layer."""
+    return 4 * shape.layers * (14 * shape.hidden + 6 * shape.heads * shape.head_dim + 5 * shape.ffn)
+
+
+def _shape_of(model: PreTrainedModel) -> Shape:
+    config = model.config.to_dict()
+    return family_of(config).shape_of(config)
+
+
+def _total_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator said no; on a CPU torch says it with a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

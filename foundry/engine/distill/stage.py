@@ -1,0 +1,137 @@
+"""The distill stage: the students of all targets learn from one teacher in one loop."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from foundry.engine.context import RunContext
+from foundry.engine.corpus import Batch
+from foundry.engine.distill.checkpoints import digest_of
+from foundry.engine.distill.learner import Learner, Score
+from foundry.engine.distill.losses import Head, Scored, forward_kl
+from foundry.engine.distill.schedule import Schedule, make_schedule, sequence_length
+from foundry.engine.distill.text import read_texts
+from foundry.engine.distill.trainer import History, Objective, Training, train
+from foundry.engine.evaluate.compare import check_same_vocabulary
+from foundry.engine.models import context_limit_of, load_model, load_tokenizer, local_folder, save_model, trunk_and_head
+from foundry.engine.products import trunk_hidden
+from foundry.engine.workspace import Workspace, write_json
+from foundry.intake.checkpoint import checkpoint_sha256
+from foundry.spec.job import JobSpec
+from foundry.spec.lifecycle import EventType
+from foundry.spec.stages import Distill
+from foundry.spec.variant import PrunePlan
+
+_EVALUATIONS = 10
+_MANY_EPOCHS = 20
+
+
+def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
+    """Write model/ and history.json for every target whose plan cuts anything. Resumes from the newest checkpoint."""
+    assert spec.distill is not None
+    students = _students(spec, workspace, context)
+    if not students:
+        workspace.finish("distill", targets={})
+        return
+    teacher_folder = local_folder(workspace.teacher)
+    tokenizer = load_tokenizer(teacher_folder)
+    teacher = load_model(teacher_folder, dtype=context.dtype, device=context.device)
+    length = sequence_length(spec.distill.sequence_tokens, context_limit_of(teacher.config), "/distill/sequence_tokens")
+    texts = read_texts(
+        "distill", workspace.inputs.data, tokenizer, length, spec.distill.tokens,
+        trunk_and_head(teacher).head_VH.shape[0], spec.seed, context,
+    )  # fmt: skip
+    schedule = make_schedule(
+        texts.train, tokens=spec.distill.tokens, batch_tokens=spec.distill.batch_tokens,
+        peak_rate=spec.distill.learning_rate, warmup_ratio=spec.distill.warmup_ratio, seed=spec.seed,
+    )  # fmt: skip
+    _announce(schedule, len(students), context)
+    learners = [_learner(target, folder, teacher, context) for target, folder in students.items()]
+    training = Training(
+        stage="distill", schedule=schedule, text=texts.train, held_out=texts.held_out,
+        objective=match_teacher(teacher, spec.distill.temperature, context),
+        checkpoint_steps=spec.distill.checkpoint_steps, evaluate_steps=_evaluate_steps(spec.distill, schedule),
+        digest=_digest(spec, workspace, students),
+    )  # fmt: skip
+    histories = train(learners, training, workspace, context)
+    for learner in learners:
+        folder = workspace.stage("distill", learner.name)
+        save_model(learner.model, like=students[learner.name], folder=folder / "model")
+        write_json(folder / "history.json", histories[learner.name])
+    workspace.finish("distill", targets={name: summary(history) for name, history in histories.items()})
+
+
+def match_teacher(teacher: PreTrainedModel, temperature: float, context: RunContext) -> Objective:
+    """Forward KL to the teacher's distribution; the teacher runs once for all students of a batch."""
+    trunk, head_VG, softcap = trunk_and_head(teacher)
+    teacher_head = Head(head_VG, softcap)
+
+    def objective(batch: Batch, scale: float) -> Score:
+        with torch.no_grad():
+            hidden_BSG = trunk_hidden(trunk, batch.model_inputs(), context.dtype, context.device)
+        teacher_TG = hidden_BSG[batch.targets_BS]
+
+        def score(student_TH: torch.Tensor, student_head: Head) -> Scored:
+            return forward_kl(
+                student_TH, student_head, teacher_TG, teacher_head,
+                temperature=temperature, dtype=context.dtype, scale=scale,
+            )  # fmt: skip
+
+        return score
+
+    return objective
+
+
+def summary(history: History) -> dict[str, object]:
+    """What an event and the model card say of a run: steps, tokens, and held-out loss before and after."""
+    held_out = [row["held_out_loss"] for row in history["rows"] if "held_out_loss" in row]
+    kept = {key: history[key] for key in ("steps", "tokens", "batch_tokens", "sequence_tokens", "epochs")}
+    return {**kept, "held_out_loss_before": held_out[0], "held_out_loss_after": held_out[-1]}
+
+
+def _students(spec: JobSpec, workspace: Workspace, context: RunContext) -> dict[str, Path]:
+    """Target -> folder of its pruned student; a target whose plan cuts nothing already is its teacher."""
+    students: dict[str, Path] = {}
+    for target in spec.target_names:
+        folder = workspace.stage("prune", target)
+        plan = PrunePlan.model_validate_json((folder / "plan.json").read_text(encoding="utf-8"))
+        if plan.cuts_nothing:
+            message = f"nothing was cut for target {target!r}, so there is nothing to distil"
+            context.report(EventType.STAGE_SKIPPED, message, stage="distill", target=target)
+        else:
+            students[target] = folder / "model"
+    return students
+
+
+def _learner(target: str, folder: Path, teacher: PreTrainedModel, context: RunContext) -> Learner:
+    student = load_model(folder, dtype=torch.float32, device=context.device)
+    check_same_vocabulary(student, teacher)
+    return Learner(target, student, context.dtype)
+
+
+def _evaluate_steps(config: Distill, schedule: Schedule) -> int:
+    return config.evaluate_steps or max(1, schedule.steps // _EVALUATIONS)
+
+
+def _announce(schedule: Schedule, students: int, context: RunContext) -> None:
+    message = (
+        f"distill: {schedule.steps:,} steps of {schedule.batch_tokens:,} tokens for {students} student(s); "
+        f"the text is read {schedule.epochs:.1f} times"
+    )
+    context.report(EventType.LOG, message, stage="distill", steps=schedule.steps, epochs=schedule.epochs)
+    if schedule.epochs > _MANY_EPOCHS:
+        message = (
+            f"distill: {schedule.epochs:.0f} passes over the same text; watch the held-out loss, and give more text or "
+            "lower distill.tokens if it rises"
+        )
+        context.report(EventType.WARNING, message, level="warning", stage="distill", epochs=schedule.epochs)
+
+
+def _digest(spec: JobSpec, workspace: Workspace, students: dict[str, Path]) -> str:
+    return digest_of(
+        stage=spec.distill.model_dump(mode="json") if spec.distill else None,
+        correct=spec.correct.model_dump(mode="json") if spec.correct else None,
+        seed=spec.seed, teacher=spec.teacher, data=workspace.inputs.data_sha256,
+        students={target: checkpoint_sha256(folder) for target, folder in students.items()},
+    )  # fmt: skip
