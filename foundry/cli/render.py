@@ -1,0 +1,149 @@
+"""Tables, colours and errors of the command line. Results go to standard output, everything else to standard error."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from foundry.errors import FoundryError, RequestFailed
+from foundry.spec.family import Shape
+from foundry.spec.lifecycle import Status
+from foundry.spec.resources import Job, Variant
+from foundry.spec.target import DeviceProfile
+from foundry.spec.variant import Metrics, VariantManifest
+
+_STATUS_STYLES = {
+    Status.SUCCEEDED: "green", Status.FAILED: "bold red", Status.CANCELLED: "yellow", Status.RUNNING: "cyan",
+    Status.PAUSED: "yellow",
+}  # fmt: skip
+_PIPE_WIDTH = 200
+"""Tables in a pipe are not folded to the 80 columns that a pipe claims to have."""
+
+
+def out() -> Console:
+    """Standard output; colours only where it is a terminal."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+def say(message: str, style: str = "") -> None:
+    """Tell the person at the terminal something that is no result."""
+    Console(stderr=True, soft_wrap=True).print(Text(message, style=style))
+
+
+def show_error(error: FoundryError | OSError) -> None:
+    """What went wrong, the fields at fault, and the id to give to whoever runs the service."""
+    console = Console(stderr=True, soft_wrap=True)
+    message = error.message if isinstance(error, FoundryError) else str(error)
+    console.print(Text.assemble(("error: ", "bold red"), message))
+    for problem in error.problems if isinstance(error, FoundryError) else ():
+        place = problem.pointer or "/"
+        line = f"  {place}" if problem.detail in message else f"  {place}: {problem.detail}"
+        if place not in message:
+            console.print(Text(line, style="yellow"))
+    if isinstance(error, RequestFailed) and error.request_id:
+        console.print(Text(f"  request id: {error.request_id}", style="dim"))
+
+
+def print_json(content: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> None:
+    """Records as JSON for programs; never coloured or wrapped."""
+    if isinstance(content, BaseModel):
+        document: Any = content.model_dump(mode="json")
+    elif isinstance(content, dict):
+        document = content
+    else:
+        document = [item.model_dump(mode="json") for item in content]
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def size(count: int) -> str:
+    """Bytes for people, in powers of ten as disks and downloads count them: 999 B, 1.5 kB, 4.66 GB."""
+    if count < 1000:
+        return f"{count} B"
+    value = count / 1000
+    for unit in ("kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def number(count: int) -> str:
+    """Parameters for people: 7.25 M, 1.24 B."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= limit:
+            return f"{count / limit:.3g} {unit}"
+    return str(count)
+
+
+def shape_text(shape: Shape) -> str:
+    """A shape in one line."""
+    return f"{shape.layers} layers, hidden {shape.hidden}, ffn {shape.ffn}, heads {shape.heads}/{shape.kv_heads}"
+
+
+def jobs_table(jobs: Iterable[Job]) -> Table:
+    """Newest first, with the reason where there is one."""
+    table = Table("job", "name", "status", "stage", "progress", "attempt", "targets", "created", "reason")
+    for job in jobs:
+        steps = f"{job.progress.step:,}/{job.progress.steps:,}" if job.progress and not job.is_terminal else ""
+        names = ", ".join(t if isinstance(t, str) else t.name for t in job.spec.targets)
+        table.add_row(
+            job.id, Text(job.name), Text(job.status.value, style=_STATUS_STYLES.get(job.status, "")),
+            "" if job.is_terminal else job.stage or "", steps, str(job.attempt), names, _local(job.created_at),
+            Text(job.status_reason.message if job.status_reason else ""),
+        )  # fmt: skip
+    return table
+
+
+def targets_table(profiles: Iterable[DeviceProfile]) -> Table:
+    """The device profiles with what a model may take there."""
+    table = Table("target", "memory for the model", "context, tokens", "bandwidth", "runtime", "format", "description")
+    for profile in profiles:
+        table.add_row(
+            profile.name, size(profile.memory_bytes - profile.runtime_overhead_bytes), f"{profile.context_tokens:,}",
+            f"{size(profile.memory_bandwidth_bytes_per_s)}/s", profile.runtime, profile.format, profile.description,
+        )  # fmt: skip
+    return table
+
+
+def variants_table(variants: Iterable[Variant]) -> Table:
+    """What came out of a job."""
+    table = Table("variant", "target", "parameters", "all files", "fits its budget", "files")
+    for variant in variants:
+        fits = Text("yes", style="green") if variant.fits_budget else Text("no", style="bold red")
+        paths = ", ".join(f.path for f in variant.files if f.format)
+        table.add_row(variant.id, variant.target, number(variant.parameters), size(variant.bytes), fits, paths)
+    return table
+
+
+def metrics_table(manifests: Sequence[VariantManifest]) -> Table:
+    """Teacher, stages and formats side by side, measured on held-out text; an empty cell was not measured."""
+    table = Table("target", "model")
+    for column in ("parameters", "file", "loss, nats/token", "perplexity", "top-1 agreement", "decode, tokens/s"):
+        table.add_column(column, justify="right")
+    for manifest in manifests:
+        for metrics in manifest.metrics:
+            table.add_row(manifest.target, metrics.model, *_measured(metrics))
+        table.add_section()
+    return table
+
+
+def _measured(metrics: Metrics) -> list[str]:
+    agreement = metrics.top1_agreement_ratio
+    return [
+        number(metrics.parameters) if metrics.parameters else "",
+        size(metrics.file_bytes) if metrics.file_bytes else "",
+        f"{metrics.held_out_loss:.3f}" if metrics.held_out_loss is not None else "",
+        f"{metrics.perplexity:.2f}" if metrics.perplexity is not None else "",
+        f"{agreement:.1%}" if agreement is not None else "",
+        f"{metrics.decode_tokens_per_s:,.0f}" if metrics.decode_tokens_per_s is not None else "",
+    ]
+
+
+def _local(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M}"

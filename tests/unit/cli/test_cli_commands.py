@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.conftest import Command
+
+CONFIG = {
+    "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256,
+    "max_position_embeddings": 131072, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FOUNDRY_URL", "FOUNDRY_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FOUNDRY_HOME", str(tmp_path / "home"))
+
+
+def test_version_is_the_packages(foundry: Command) -> None:
+    result = foundry("--version")
+    assert result.code == 0 and result.out.startswith("foundry 0.")
+
+
+def test_targets_lists_the_devices_with_units(foundry: Command) -> None:
+    shown = foundry("targets").out
+    assert "smartphone" in shown and "2.75 GB" in shown and "76.8 GB/s" in shown and "\x1b" not in shown
+    listed = {profile["name"]: profile for profile in json.loads(foundry("targets", "--json").out)}
+    assert listed["smartphone"]["memory_bytes"] == 3_000_000_000
+
+
+def test_plan_shows_shapes_that_fit_best_guess_first(foundry: Command, config: Path) -> None:
+    result = foundry("plan", "--teacher", config, "--max-params", "700e6", "--json", "--top", "8")
+    plan = json.loads(result.out)
+    assert plan["teacher"]["parameters"] == 1_235_814_400  # what Llama 3.2 1B counts
+    assert len(plan["candidates"]) == 8 <= plan["fitting_shapes"]
+    for candidate in plan["candidates"]:
+        assert 0.9 < candidate["budget_ratio"] <= 1
+        assert candidate["parameters"] <= 700_000_000
+        assert candidate["format_bytes"]["safetensors"] == 2 * candidate["parameters"]
+        read = candidate["format_bytes"]["gguf:q4_k_m"] + candidate["kv_cache_bytes"]
+        assert candidate["decode_tokens_per_s"]["smartphone"] == pytest.approx(76.8e9 / read)
+
+
+def test_plan_says_in_words_what_the_numbers_are_worth(foundry: Command, config: Path) -> None:
+    shown = foundry("plan", "--teacher", config, "--max-bytes", "600e6").out
+    assert "1.24 B parameters" in shown and "KV cache at 2,048 tokens" in shown
+    assert "This is a guess" in shown and "laptop, tokens/s" in shown and "of budget" in shown
+
+
+def test_plan_says_when_the_teacher_fits_as_it_is(foundry: Command, config: Path) -> None:
+    assert "fits as it is" in foundry("plan", "--teacher", config.parent, "--target", "laptop").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--target", "toaster"), 1, "laptop, smartphone"),
+        (("--max-params", "1e6"), 1, "allow at least"),
+        (("--max-params", "many"), 1, "/max_params"),
+        (("--max-params", "1e9", "--format", "onnx"), 1, "gguf:q4_k_m"),
+        ((), 2, "exactly one of"),
+        (("--target", "laptop", "--max-params", "1e9"), 2, "exactly one of"),
+    ],
+    ids=["unknown-target", "unreachable", "not-a-number", "unknown-format", "no-limit", "two-limits"],
+)
+def test_plan_names_what_is_wrong_and_the_way_out(
+    foundry: Command, config: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    result = foundry("plan", "--teacher", config, *arguments)
+    assert result.code == code and says in " ".join(result.err.split()) and not result.out
+
+
+def test_plan_asks_for_a_config_when_it_is_given_a_hub_id(foundry: Command) -> None:
+    result = foundry("plan", "--teacher", "org/name", "--target", "laptop")
+    assert result.code == 1 and "config.json" in result.err
+
+
+@pytest.mark.parametrize("command", [["jobs"], ["watch", "job_1"], ["cancel", "job_1"], ["download", "var_1"]])
+def test_command_says_how_to_start_a_service_when_none_is_known(foundry: Command, command: list[str]) -> None:
+    result = foundry(*command)
+    assert result.code == 1 and "foundry up" in result.err and not result.out
+
+
+def test_wrong_option_ends_with_code_2(foundry: Command) -> None:
+    assert foundry("jobs", "--limit", "none").code == 2
+
+
+def test_missing_spec_field_is_named(foundry: Command, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("teacher: a/b\ndata: x\ntargets: [laptop]\ndistill: {tokens: -1}\n")
+    result = foundry("run", spec, "-o", tmp_path / "out")
+    assert result.code == 1 and "/distill/tokens" in result.err and not (tmp_path / "out").exists()
