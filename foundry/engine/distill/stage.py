@@ -6,16 +6,14 @@ import torch
 from transformers import PreTrainedModel
 
 from foundry.engine.context import RunContext
-from foundry.engine.corpus import Batch
 from foundry.engine.distill.checkpoints import digest_of
-from foundry.engine.distill.learner import Learner, Score
-from foundry.engine.distill.losses import Head, Scored, forward_kl
+from foundry.engine.distill.learner import Learner
+from foundry.engine.distill.objectives import match_teacher
 from foundry.engine.distill.schedule import Schedule, make_schedule, sequence_length
 from foundry.engine.distill.text import read_texts
-from foundry.engine.distill.trainer import History, Objective, Training, train
+from foundry.engine.distill.trainer import Training, summary, train
 from foundry.engine.evaluate.compare import check_same_vocabulary
 from foundry.engine.models import context_limit_of, load_model, load_tokenizer, local_folder, save_model, trunk_and_head
-from foundry.engine.products import trunk_hidden
 from foundry.engine.workspace import Workspace, write_json
 from foundry.intake.checkpoint import checkpoint_sha256
 from foundry.spec.job import JobSpec
@@ -60,34 +58,6 @@ def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         save_model(learner.model, like=students[learner.name], folder=folder / "model")
         write_json(folder / "history.json", histories[learner.name])
     workspace.finish("distill", targets={name: summary(history) for name, history in histories.items()})
-
-
-def match_teacher(teacher: PreTrainedModel, temperature: float, context: RunContext) -> Objective:
-    """Forward KL to the teacher's distribution; the teacher runs once for all students of a batch."""
-    trunk, head_VG, softcap = trunk_and_head(teacher)
-    teacher_head = Head(head_VG, softcap)
-
-    def objective(batch: Batch, scale: float) -> Score:
-        with torch.no_grad():
-            hidden_BSG = trunk_hidden(trunk, batch.model_inputs(), context.dtype, context.device)
-        teacher_TG = hidden_BSG[batch.targets_BS]
-
-        def score(student_TH: torch.Tensor, student_head: Head) -> Scored:
-            return forward_kl(
-                student_TH, student_head, teacher_TG, teacher_head,
-                temperature=temperature, dtype=context.dtype, scale=scale,
-            )  # fmt: skip
-
-        return score
-
-    return objective
-
-
-def summary(history: History) -> dict[str, object]:
-    """What an event and the model card say of a run: steps, tokens, and held-out loss before and after."""
-    held_out = [row["held_out_loss"] for row in history["rows"] if "held_out_loss" in row]
-    kept = {key: history[key] for key in ("steps", "tokens", "batch_tokens", "sequence_tokens", "epochs")}
-    return {**kept, "held_out_loss_before": held_out[0], "held_out_loss_after": held_out[-1]}
 
 
 def _students(spec: JobSpec, workspace: Workspace, context: RunContext) -> dict[str, Path]:

@@ -30,7 +30,7 @@ def read_texts(
     if corpus.moved:
         context.report(
             EventType.LOG,
-            f"{stage}: the hash alone holds out too little of this small data; {corpus.moved} more document(s) are held "
+            f"{stage}: the hash alone holds out too little of this small data; {corpus.moved} more documents are held "
             f"out to reach {HELD_OUT_TOKENS} tokens or a tenth",
             stage=stage, documents=corpus.moved,
         )  # fmt: skip

@@ -69,6 +69,13 @@ def train(
     return {learner.name: loop.history(learner.name) for learner in learners}
 
 
+def summary(history: History) -> dict[str, object]:
+    """What an event and the model card say of a run: steps, tokens, and held-out loss before and after."""
+    held_out = [row["held_out_loss"] for row in history["rows"] if "held_out_loss" in row]
+    kept = {key: history[key] for key in ("steps", "tokens", "batch_tokens", "sequence_tokens", "epochs")}
+    return {**kept, "held_out_loss_before": held_out[0], "held_out_loss_after": held_out[-1]}
+
+
 class _Loop:
     def __init__(
         self, learners: Sequence[Learner], training: Training, workspace: Workspace, context: RunContext
