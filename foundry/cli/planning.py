@@ -99,7 +99,9 @@ def _open(teacher: Path) -> tuple[Family, Shape, frozenset[str], int | None]:
     """Family and shape; where the weights lie beside the config, also which optional tensors the teacher has."""
     if not teacher.exists() and is_hub_id(str(teacher)):
         raise TeacherNotFound(
-            f"`plan` reads no model hub: download config.json of {teacher} and give its path", pointer="/teacher"
+            f"there is no folder {teacher}, and `plan` reads no model hub: download the model's config.json from there "
+            "and give its path",
+            pointer="/teacher",
         )
     if (teacher / SINGLE).exists() or (teacher / INDEX).exists():
         checkpoint = open_checkpoint(teacher)
@@ -130,16 +132,21 @@ def show(plan: Plan) -> None:
 
 
 def _table(plan: Plan) -> Table:
-    table = Table()
-    columns = ["layers", "hidden", "ffn", "heads", "parameters", "of teacher", *plan.teacher.format_bytes, "KV cache"]
-    columns += ["of budget", *(f"{name}, tokens/s" for name in plan.teacher.decode_tokens_per_s)]
-    for column in columns:
-        table.add_column(column, justify="right")
+    """Fits into 80 columns; --json has more."""
+    formats = list(dict.fromkeys(("safetensors", plan.budget.format)))
+    headers = [name.replace(":", "\n").replace("safe", "safe-\n") for name in formats]
+    speeds = [f"{name}\ntokens/s" for name in plan.teacher.decode_tokens_per_s]
+    table = render.table(
+        "layers × hidden\n× ffn × heads",
+        right=["para-\nmeters", "of\nteacher", *headers, "of\nbudget", *speeds],
+        narrow=True,
+    )
     for row in plan.candidates:
+        shape = row.shape
         table.add_row(
-            str(row.shape.layers), str(row.shape.hidden), str(row.shape.ffn), f"{row.shape.heads}/{row.shape.kv_heads}",
-            render.number(row.parameters), f"{row.parameters_ratio:.1%}", *map(render.size, row.format_bytes.values()),
-            render.size(row.kv_cache_bytes), f"{row.budget_ratio:.1%}",
+            f"{shape.layers}×{shape.hidden}×{shape.ffn}×{shape.heads}/{shape.kv_heads}",
+            render.number(row.parameters), f"{row.parameters_ratio:.0%}",
+            *(render.size(row.format_bytes[name]) for name in formats), f"{row.budget_ratio:.1%}",
             *(f"{speed:,.0f}" for speed in row.decode_tokens_per_s.values()),
         )  # fmt: skip
     return table

@@ -3,10 +3,10 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -86,51 +86,65 @@ def shape_text(shape: Shape) -> str:
     return f"{shape.layers} layers, hidden {shape.hidden}, ffn {shape.ffn}, heads {shape.heads}/{shape.kv_heads}"
 
 
+def table(*columns: str, right: Sequence[str] = (), narrow: bool = False) -> Table:
+    """A table without a frame; the first column is never cut, for people copy it. `right` are columns of numbers."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0 if narrow else (0, 1, 0, 0))
+    for place, name in enumerate(columns):
+        made.add_column(name, no_wrap=place == 0)
+    for name in right:
+        made.add_column(name, justify="right", no_wrap=True)
+    return made
+
+
 def jobs_table(jobs: Iterable[Job]) -> Table:
     """Newest first, with the reason where there is one."""
-    table = Table("job", "name", "status", "stage", "progress", "attempt", "targets", "created", "reason")
+    rows = table("job", "status", "stage", "targets", "created", "name", "reason")
     for job in jobs:
-        steps = f"{job.progress.step:,}/{job.progress.steps:,}" if job.progress and not job.is_terminal else ""
         names = ", ".join(t if isinstance(t, str) else t.name for t in job.spec.targets)
-        table.add_row(
-            job.id, Text(job.name), Text(job.status.value, style=_STATUS_STYLES.get(job.status, "")),
-            "" if job.is_terminal else job.stage or "", steps, str(job.attempt), names, _local(job.created_at),
+        rows.add_row(
+            job.id, Text(job.status.value, style=_STATUS_STYLES.get(job.status, "")), _stage(job), names,
+            f"{job.created_at.astimezone():%Y-%m-%d %H:%M}", Text(job.name),
             Text(job.status_reason.message if job.status_reason else ""),
         )  # fmt: skip
-    return table
+    return rows
+
+
+def _stage(job: Job) -> str:
+    if job.is_terminal or job.stage is None:
+        return ""
+    return f"{job.stage} {job.progress.step:,}/{job.progress.steps:,}" if job.progress else job.stage
 
 
 def targets_table(profiles: Iterable[DeviceProfile]) -> Table:
     """The device profiles with what a model may take there."""
-    table = Table("target", "memory for the model", "context, tokens", "bandwidth", "runtime", "format", "description")
+    rows = table("target", "memory for the model", "context, tokens", "bandwidth", "format", "description")
     for profile in profiles:
-        table.add_row(
+        rows.add_row(
             profile.name, size(profile.memory_bytes - profile.runtime_overhead_bytes), f"{profile.context_tokens:,}",
-            f"{size(profile.memory_bandwidth_bytes_per_s)}/s", profile.runtime, profile.format, profile.description,
+            f"{size(profile.memory_bandwidth_bytes_per_s)}/s", profile.format, profile.description,
         )  # fmt: skip
-    return table
+    return rows
 
 
 def variants_table(variants: Iterable[Variant]) -> Table:
     """What came out of a job."""
-    table = Table("variant", "target", "parameters", "all files", "fits its budget", "files")
+    rows = table("variant", "target", "parameters", "all files", "fits its budget", "files")
     for variant in variants:
         fits = Text("yes", style="green") if variant.fits_budget else Text("no", style="bold red")
         paths = ", ".join(f.path for f in variant.files if f.format)
-        table.add_row(variant.id, variant.target, number(variant.parameters), size(variant.bytes), fits, paths)
-    return table
+        rows.add_row(variant.id, variant.target, number(variant.parameters), size(variant.bytes), fits, paths)
+    return rows
 
 
 def metrics_table(manifests: Sequence[VariantManifest]) -> Table:
     """Teacher, stages and formats side by side, measured on held-out text; an empty cell was not measured."""
-    table = Table("target", "model")
-    for column in ("parameters", "file", "loss, nats/token", "perplexity", "top-1 agreement", "decode, tokens/s"):
-        table.add_column(column, justify="right")
+    columns = ["para-\nmeters", "file", "loss, nats\nper token", "perplexity", "top-1\nagreement", "decode,\ntokens/s"]
+    rows = table("target", "model", right=columns)
     for manifest in manifests:
         for metrics in manifest.metrics:
-            table.add_row(manifest.target, metrics.model, *_measured(metrics))
-        table.add_section()
-    return table
+            rows.add_row(manifest.target, metrics.model, *_measured(metrics))
+        rows.add_section()
+    return rows
 
 
 def _measured(metrics: Metrics) -> list[str]:
@@ -143,7 +157,3 @@ def _measured(metrics: Metrics) -> list[str]:
         f"{agreement:.1%}" if agreement is not None else "",
         f"{metrics.decode_tokens_per_s:,.0f}" if metrics.decode_tokens_per_s is not None else "",
     ]
-
-
-def _local(at: datetime) -> str:
-    return f"{at.astimezone():%Y-%m-%d %H:%M}"

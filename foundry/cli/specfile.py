@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from foundry.errors import FieldProblem, InvalidSpec
+from foundry.errors import UserError
 from foundry.spec.job import JobSpec
 from foundry.spec.record import parse
 
@@ -14,7 +14,7 @@ _PATHS = ("teacher", "data")
 
 
 def read_spec(path: Path) -> JobSpec:
-    """Read a spec file. Raises `InvalidSpec` that names the line (syntax) or the field (meaning).
+    """Read a spec file. Raises `UserError` that names the line when it cannot be read, `InvalidSpec` for its fields.
 
     Relative paths of teacher and data are looked for beside the file, then in the working directory; what exists is
     made absolute, what does not (hub ids, dataset ids) stays as it is.
@@ -22,13 +22,12 @@ def read_spec(path: Path) -> JobSpec:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise InvalidSpec([FieldProblem(pointer="", code="no_file", detail=f"there is no spec file {path}")]) from error
+        raise UserError(f"there is no spec file {path}; docs/quickstart.md shows how to write one") from error
     except UnicodeDecodeError as error:
         _refuse(path, text="", at=error.start, why="is not UTF-8", cause=error)
     document = _load_json(path, text) if path.suffix == ".json" else _load_yaml(path, text)
     if not isinstance(document, dict):
-        detail = f"{path} holds {type(document).__name__}, not fields such as `teacher: ./my-teacher`"
-        raise InvalidSpec([FieldProblem(pointer="", code="not_a_mapping", detail=detail)])
+        raise UserError(f"{path} holds {type(document).__name__}, not fields such as `teacher: ./my-teacher`")
     located = {name: _locate(document[name], path.parent) for name in _PATHS if name in document}
     return parse(JobSpec, {**document, **located})
 
@@ -67,4 +66,4 @@ def _refuse(
     if line is None and at is not None:
         line = text.count("\n", 0, at) + 1
     place = f"{path}, line {line}" if line else str(path)
-    raise InvalidSpec([FieldProblem(pointer="", code="syntax", detail=f"{place}: {why}")]) from cause
+    raise UserError(f"{place}: {why}") from cause

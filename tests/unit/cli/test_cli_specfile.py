@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from foundry.cli.specfile import read_spec
-from foundry.errors import InvalidSpec
+from foundry.errors import InvalidSpec, UserError
 
 GOOD = """
 teacher: org/name@main
@@ -58,15 +58,15 @@ def test_paths_start_from_the_folder_of_the_file_then_from_the_working_directory
     ids=["unclosed", "tab", "nul", "json", "list", "empty"],
 )
 def test_spec_file_names_the_line_when_it_cannot_be_read(tmp_path: Path, name: str, text: str, says: str) -> None:
-    with pytest.raises(InvalidSpec, match=says):
+    with pytest.raises(UserError, match=says):
         read_spec(_write(tmp_path, text, name))
 
 
 def test_spec_file_names_the_file_when_there_is_none_or_it_is_not_text(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSpec, match=r"no spec file .*gone\.yaml"):
+    with pytest.raises(UserError, match=r"no spec file .*gone\.yaml"):
         read_spec(tmp_path / "gone.yaml")
     (tmp_path / "model.gguf").write_bytes(b"GGUF\xff\xfe")
-    with pytest.raises(InvalidSpec, match="is not UTF-8"):
+    with pytest.raises(UserError, match="is not UTF-8"):
         read_spec(tmp_path / "model.gguf")
 
 
