@@ -1,0 +1,87 @@
+"""Whether a job can be done at all, found out before anything is written: headers are read, sizes are added up."""
+
+from pathlib import Path
+
+from api.state import state
+from foundry.errors import InvalidData, NotFound, TeacherNotFound
+from foundry.intake.checkpoint import Checkpoint, check_tokenizer, context_limit, open_checkpoint
+from foundry.spec.estimate import Estimate, estimate
+from foundry.spec.job import JobSpec, is_hub_id
+from foundry.spec.target import budgets_of
+from foundry.store.records import JobInputs
+from foundry.store.settings import Settings
+
+
+def admit(spec: JobSpec, project_id: str) -> JobInputs:
+    """The teacher and data that a spec means; raise a `UserError` that names the field when they cannot be used.
+
+    A teacher on the hub is opened by the run: here only its targets' names are checked.
+    """
+    settings = state().settings
+    if is_hub_id(spec.teacher):
+        _require_hub(settings)
+        budgets_of(spec)
+        teacher = spec.teacher
+    else:
+        checkpoint = _open_teacher(spec.teacher, settings)
+        check_tokenizer(checkpoint.folder)
+        _estimate(spec, checkpoint)
+        teacher = str(checkpoint.folder)
+    try:
+        dataset = state().datasets.get(project_id, spec.data)
+    except NotFound as error:
+        raise InvalidData(f"{error.message}; upload the file first: POST /v1/datasets?name=...") from error
+    return JobInputs(teacher=teacher, dataset_id=dataset.id, data_sha256=dataset.sha256)
+
+
+def estimate_of(spec: JobSpec) -> Estimate:
+    """What the spec's teacher would become on each target; raise a `UserError` that names the field when it cannot."""
+    if is_hub_id(spec.teacher):
+        raise TeacherNotFound(
+            f"{spec.teacher} is on the model hub, which this service does not read for an estimate. Give a folder, or "
+            "download its config.json and run: foundry plan",
+            pointer="/teacher",
+        )
+    return _estimate(spec, _open_teacher(spec.teacher, state().settings))
+
+
+def _estimate(spec: JobSpec, checkpoint: Checkpoint) -> Estimate:
+    limit = context_limit(checkpoint.config)
+    return estimate(spec, checkpoint.family, checkpoint.shape, checkpoint.present, limit)
+
+
+def _require_hub(settings: Settings) -> None:
+    if not settings.hub_allowed:
+        raise TeacherNotFound(
+            f"this service takes no teachers from the model hub; give a folder {_below_roots(settings)}",
+            pointer="/teacher",
+        )
+
+
+def _open_teacher(teacher: str, settings: Settings) -> Checkpoint:
+    """A folder below one of the roots that the operator allows; a relative path is looked for in each of them.
+
+    The place is judged with every link resolved and before anything is read, so that no path can be probed.
+    """
+    for root in settings.teacher_roots:
+        folder = _resolved(root / Path(teacher).expanduser())
+        if folder is not None and folder.is_relative_to(root) and (folder.exists() or len(settings.teacher_roots) == 1):
+            return open_checkpoint(folder)
+    raise TeacherNotFound(
+        f"teacher {teacher!r:.200} is not a folder {_below_roots(settings)}; give such a folder, "
+        "or ORG/NAME on the model hub",
+        pointer="/teacher",
+    )
+
+
+def _resolved(path: Path) -> Path | None:
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def _below_roots(settings: Settings) -> str:
+    if not settings.teacher_roots:
+        return "that this service may read (its operator allows none: FOUNDRY_TEACHER_ROOTS)"
+    return f"below {' or '.join(map(str, settings.teacher_roots))}"

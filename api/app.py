@@ -1,0 +1,54 @@
+"""The application: configuration, the order in which a request passes, and the list of resources."""
+
+from importlib.metadata import version
+
+from apiflask import APIFlask
+
+from api import auth, errors, trace
+from api.datasets import datasets
+from api.docs import docs
+from api.estimates import estimates
+from api.events import events
+from api.health import health
+from api.jobs import jobs
+from api.openapi import DESCRIPTION, complete
+from api.state import open_state
+from api.strict import refuse_unknown_query
+from api.targets import targets
+from api.uploads import sweep_abandoned
+from api.variants import variants
+from foundry.store.settings import Settings
+
+_LARGEST_JSON_BYTES = 2**20
+
+
+def create_app(settings: Settings) -> APIFlask:
+    """One application for each process; raises `InvalidSettings`. The database need not answer yet."""
+    app = APIFlask(
+        "api",
+        title="Foundry",
+        version=version("foundry"),
+        docs_path=None,
+        json_errors=False,
+        static_folder=None,  # type: ignore[arg-type]
+    )
+    app.description = DESCRIPTION
+    app.config.update(
+        MAX_CONTENT_LENGTH=_LARGEST_JSON_BYTES,  # uploads set their own
+        OPENAPI_VERSION="3.1.0",  # whose schemas are JSON Schema, as pydantic writes them
+        AUTO_OPERATION_ID=True,
+        AUTO_SERVERS=False,
+    )
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.spec_processor(complete)  # type: ignore[arg-type]
+    app.extensions["foundry"] = open_state(settings)
+    trace.install(app)
+    errors.install(app)
+    auth.install(app)
+    app.before_request(refuse_unknown_query)
+    for blueprint in (datasets, jobs, events, estimates, variants, targets):
+        app.register_blueprint(blueprint, url_prefix="/v1")
+    for blueprint in (health, docs):
+        app.register_blueprint(blueprint)
+    sweep_abandoned(settings)
+    return app

@@ -1,0 +1,132 @@
+"""/v1/customization/jobs/ID/events: a job's history, as a list, a long poll or a stream."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+import structlog
+from apiflask import APIBlueprint
+from flask import Response, request
+from pydantic import Field
+
+from api.auth import project_id
+from api.openapi import EVENT_STREAM, also_as_stream
+from api.state import State, state
+from foundry.errors import OperatorError
+from foundry.spec.lifecycle import JobEvent
+from foundry.spec.record import Record
+from foundry.spec.resources import Page
+
+events = APIBlueprint("events", __name__)
+_log = structlog.get_logger()
+_LOOK_S = 0.5
+"""How often a waiting answer looks into the database."""
+_HEARTBEAT_S = 15.0
+_LONGEST_STREAM_S = 600.0
+"""Then the reader connects again with the last id it saw, and its key is checked again."""
+Seq = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class EventsQuery(Record):
+    """From which event on, and how long to wait for one."""
+
+    after: Seq = 0
+    wait: Annotated[float, Field(ge=0, le=30)] = 0
+    """Seconds to wait when there is no event yet."""
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class StreamHeaders(Record):
+    """What a reader of a stream sends when it connects again."""
+
+    last_event_id: Seq | None = None
+
+
+@events.get("/customization/jobs/<job_id>/events")
+@events.input(EventsQuery, location="query")
+@events.input(StreamHeaders, location="headers")
+@events.output(Page[JobEvent])
+@events.doc(responses=also_as_stream("Each event as one message whose id is `seq`; ends after the job's last event"))
+def list_events(job_id: str, query_data: EventsQuery, headers_data: StreamHeaders) -> Page[JobEvent] | Response:
+    """Events after `after`, oldest first.
+
+    With Accept: text/event-stream they are streamed as they happen, from after Last-Event-ID or `after` on.
+    """
+    if request.accept_mimetypes.best_match(["application/json", EVENT_STREAM]) == EVENT_STREAM:
+        after = query_data.after if headers_data.last_event_id is None else headers_data.last_event_id
+        return _stream(_Reader(state(), project_id(), job_id, after))
+    return _poll(_Reader(state(), project_id(), job_id, query_data.after), query_data)
+
+
+class _Reader:
+    """Reads one job's events in order and remembers how far it is."""
+
+    def __init__(self, memory: State, project: str, job_id: str, after: int) -> None:
+        self._memory, self._project, self._job_id = memory, project, job_id
+        self.after = after
+        self.ended = False
+        """Whether the job is over and its last event has been read."""
+
+    def read(self, limit: int) -> Sequence[JobEvent]:
+        """The next events; empty when there are none yet. Raises `NotFound`."""
+        # The status first: an event that is written between the two reads must not be missed.
+        is_terminal = self._memory.jobs.get(self._project, self._job_id).is_terminal
+        found = self._memory.jobs.events(self._project, self._job_id, self.after, limit)
+        self.ended = is_terminal and len(found) < limit
+        if found:
+            self.after = found[-1].seq
+        return found
+
+
+def _poll(reader: _Reader, query: EventsQuery) -> Page[JobEvent]:
+    found = reader.read(query.limit)
+    if not found and query.wait and not reader.ended:
+        release = state().streams.take()
+        try:
+            found = _wait(reader, query)
+        finally:
+            release()
+    return Page(data=tuple(found), has_more=len(found) == query.limit, next=str(reader.after))
+
+
+def _wait(reader: _Reader, query: EventsQuery) -> Sequence[JobEvent]:
+    deadline = time.monotonic() + query.wait
+    while (left := deadline - time.monotonic()) > 0 and not state().streams.stopping:
+        time.sleep(min(_LOOK_S, left))
+        if (found := reader.read(query.limit)) or reader.ended:
+            return found
+    return []
+
+
+def _stream(reader: _Reader) -> Response:
+    first = reader.read(limit=1000)  # before the answer begins, while an error can still be an answer of its own
+    if not first and reader.ended:
+        return Response(status=204)  # tells an EventSource not to connect again
+    release = state().streams.take()
+    response = Response(_messages(reader, first, state()), mimetype=EVENT_STREAM)
+    response.headers["X-Accel-Buffering"] = "no"
+    response.call_on_close(release)
+    return response
+
+
+def _messages(reader: _Reader, found: Sequence[JobEvent], memory: State) -> Iterator[str]:
+    began_at = spoke_at = time.monotonic()
+    yield f"retry: {int(2000 * _LOOK_S)}\n\n"
+    while True:
+        for event in found:
+            yield f"id: {event.seq}\ndata: {event.model_dump_json()}\n\n"
+        now = time.monotonic()
+        if found:
+            spoke_at = now
+        elif now - spoke_at > _HEARTBEAT_S:
+            spoke_at = now
+            yield ": still here\n\n"  # keeps proxies from cutting the line, and finds out whether the reader is gone
+        if reader.ended or memory.streams.stopping or now - began_at > _LONGEST_STREAM_S:
+            return
+        if not found:
+            time.sleep(_LOOK_S)
+        try:
+            found = reader.read(limit=1000)
+        except OperatorError as error:  # the reader connects again and then gets the problem as an answer
+            _log.error("stream ended", error=error.message)
+            return

@@ -1,0 +1,100 @@
+"""What APIFlask cannot see by itself, added to the OpenAPI document: problems, keys, bodies that are not JSON."""
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel
+
+from api.errors import MEDIA_TYPE, Problem
+
+EVENT_STREAM = "text/event-stream"
+DESCRIPTION = (
+    "Foundry prunes, distils and exports language models to the size of a device. Every request under /v1 needs a "
+    "key: `Authorization: Bearer fdy_...`. Every answer that is not a success is a problem document (RFC 9457). "
+    "Lists come in pages: give `next` as `after` for the following one."
+)
+_BYTES = {"type": "string", "format": "binary"}
+_TEXT = {"type": "string"}
+_PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_HEADERS = {
+    "ETag": "The SHA-256 of the whole file, quoted; give it as If-Range",
+    "Repr-Digest": "The SHA-256 of the whole file (RFC 9530)",
+    "Accept-Ranges": "bytes",
+}
+_FILE_HEADERS = {name: {"description": text, "schema": _TEXT} for name, text in _HEADERS.items()}
+FILE: dict[int, Any] = {
+    200: {
+        "description": "The whole file",
+        "content": {"application/octet-stream": {"schema": _BYTES}},
+        "headers": _FILE_HEADERS,
+    },
+    206: {
+        "description": "The part that Range asked for",
+        "content": {"application/octet-stream": {"schema": _BYTES}},
+        "headers": _FILE_HEADERS,
+    },
+    304: "Not modified: If-None-Match names the digest",
+    416: "The file ends before the part that Range asks for",
+}
+"""For `doc(responses=...)` of a view that sends a file."""
+
+
+def raw_body(media_types: Iterable[str]) -> dict[str, Any]:
+    """For `doc(extensions=...)`: the body is the file itself."""
+    content = {media_type: {"schema": _BYTES} for media_type in media_types}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def also_as_stream(description: str) -> dict[int, Any]:
+    """For `doc(responses=...)`: the answer may be server-sent events."""
+    schema = {"type": "string", "description": description}
+    return {200: {"content": {EVENT_STREAM: {"schema": schema}}}, 204: "The stream is over: do not connect again"}
+
+
+def document(kind: type[BaseModel], description: str) -> dict[int, Any]:
+    """For `doc(responses=...)`: the answer is a stored document of this kind, sent as it is."""
+    return {200: {"description": description, "content": {"application/json": {"schema": _inline(kind)}}}}
+
+
+def complete(spec: dict[str, Any]) -> dict[str, Any]:
+    """APIFlask's document with every problem, and the key on all that needs one."""
+    schemas = spec["components"]["schemas"]
+    schemas["Problem"] = _inline(Problem)
+    for name in ("HTTPError", "ValidationError"):  # APIFlask's own shapes, which no answer of ours has
+        schemas.pop(name, None)
+    spec["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in spec["paths"].items():
+        for operation in operations.values():
+            _complete_operation(operation, closed=path.startswith("/v1/"))
+    return spec
+
+
+def _complete_operation(operation: dict[str, Any], *, closed: bool) -> None:
+    responses = operation["responses"]
+    operation["security"] = [{"key": []}] if closed else []
+    if closed:
+        for status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE):
+            responses.setdefault(str(status.value), {"description": status.phrase})
+        responses["default"] = {"description": "Any other problem"}
+        for status_code, response in responses.items():
+            if status_code == "default" or int(status_code) >= 400:
+                response["content"] = _PROBLEM
+            elif int(status_code) in (204, 304):
+                response.pop("content", None)
+
+
+def _inline(kind: type[BaseModel]) -> dict[str, Any]:
+    """A schema that needs no other component: what it refers to stands in its own $defs."""
+    schema = kind.model_json_schema(mode="serialization")
+    definitions = schema.pop("$defs", {})
+    expanded: dict[str, Any] = _expanded(schema, definitions)
+    return expanded
+
+
+def _expanded(node: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(node, dict):
+        if "$ref" in node:
+            return _expanded(definitions[node["$ref"].rsplit("/", 1)[1]], definitions)
+        return {key: _expanded(value, definitions) for key, value in node.items()}
+    return [_expanded(item, definitions) for item in node] if isinstance(node, list) else node
