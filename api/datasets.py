@@ -9,16 +9,16 @@ from api.auth import project_id
 from api.idempotency import CreateHeaders, idempotency
 from api.openapi import raw_body
 from api.pages import PageQuery
+from api.records import Input
 from api.state import state
 from api.uploads import MEDIA_TYPES, received_body
 from foundry.intake.documents import summarise
-from foundry.spec.record import Record
 from foundry.spec.resources import Dataset, Page
 
 datasets = APIBlueprint("datasets", __name__)
 
 
-class NewDataset(Record):
+class NewDataset(Input):
     """What an upload says beside its bytes."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from api.auth import project_id
 from api.openapi import EVENT_STREAM, also_as_stream
+from api.records import Input
 from api.state import State, state
 from foundry.errors import OperatorError
 from foundry.spec.lifecycle import JobEvent
-from foundry.spec.record import Record
 from foundry.spec.resources import Page
 
 events = APIBlueprint("events", __name__)
@@ -27,19 +27,22 @@ _LONGEST_STREAM_S = 600.0
 Seq = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class EventsQuery(Record):
+class EventsQuery(Input):
     """From which event on, and how long to wait for one."""
 
     after: Seq = 0
+    """The `seq` of the last event that is known already."""
     wait: Annotated[float, Field(ge=0, le=30)] = 0
     """Seconds to wait when there is no event yet."""
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    """The most events that the answer may hold."""
 
 
-class StreamHeaders(Record):
+class StreamHeaders(Input):
     """What a reader of a stream sends when it connects again."""
 
     last_event_id: Seq | None = None
+    """The id of the last message that arrived."""
 
 
 @events.get("/customization/jobs/<job_id>/events")

@@ -6,11 +6,11 @@ from typing import Annotated
 from flask import request
 from pydantic import Field
 
-from foundry.spec.record import Record
+from api.records import Input
 from foundry.store.records import Idempotency
 
 
-class CreateHeaders(Record):
+class CreateHeaders(Input):
     """What every request that creates something may carry."""
 
     idempotency_key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,255}$")] | None = None

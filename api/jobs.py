@@ -19,6 +19,7 @@ class JobsQuery(PageQuery):
     """A page of jobs, of one status or of all."""
 
     status: Status | None = None
+    """Only jobs that stand there."""
 
 
 @jobs.post("/customization/jobs")

@@ -1,5 +1,7 @@
 """What APIFlask cannot see by itself, added to the OpenAPI document: problems, keys, bodies that are not JSON."""
 
+import json
+import re
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
@@ -58,7 +60,8 @@ def document(kind: type[BaseModel], description: str) -> dict[int, Any]:
 
 
 def complete(spec: dict[str, Any]) -> dict[str, Any]:
-    """APIFlask's document with every problem, and the key on all that needs one."""
+    """APIFlask's document with every problem, the key on all that needs one, and one name for one schema."""
+    spec = _one_name_each(spec)
     schemas = spec["components"]["schemas"]
     schemas["Problem"] = _inline(Problem)
     for name in ("HTTPError", "ValidationError"):  # APIFlask's own shapes, which no answer of ours has
@@ -68,6 +71,20 @@ def complete(spec: dict[str, Any]) -> dict[str, Any]:
         for operation in operations.values():
             _complete_operation(operation, closed=path.startswith("/v1/"))
     return spec
+
+
+def _one_name_each(spec: dict[str, Any]) -> dict[str, Any]:
+    """APIFlask names a schema after the one that refers to it (Job.JobSpec, PageOfJob.JobSpec): here both are JobSpec."""
+    prefix = '"#/components/schemas/'
+    renamed: dict[str, Any] = json.loads(re.sub(rf'{prefix}\w+\.(\w+)"', rf'{prefix}\1"', json.dumps(spec)))
+    schemas: dict[str, Any] = {}
+    for name, schema in renamed["components"]["schemas"].items():
+        if schemas.setdefault(name.rpartition(".")[2], schema) != schema:
+            raise AssertionError(
+                f"two different schemas are called {name.rpartition('.')[2]}; rename one of the records"
+            )
+    renamed["components"]["schemas"] = schemas
+    return renamed
 
 
 def _complete_operation(operation: dict[str, Any], *, closed: bool) -> None:

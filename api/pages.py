@@ -5,18 +5,19 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field
 
+from api.records import Input
 from foundry.errors import FieldProblem, InvalidSpec
-from foundry.spec.record import Record
 from foundry.spec.resources import Page
 
 T = TypeVar("T")
 Cursor = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class PageQuery(Record):
+class PageQuery(Input):
     """What every list takes."""
 
     limit: Annotated[int, Field(ge=1, le=100)] = 20
+    """The most items that the page may hold."""
     after: Cursor | None = None
     """`next` of the page before."""
 

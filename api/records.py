@@ -5,10 +5,16 @@ from typing import Any
 
 from apiflask.schema_adapters.pydantic import PydanticAdapter
 from flask import Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
 from foundry.spec.record import Record, parse
+
+
+class Input(Record):
+    """What a view reads from query or headers; the line under a field is its description in the OpenAPI document."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class RecordAdapter(PydanticAdapter):

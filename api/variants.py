@@ -20,6 +20,7 @@ class VariantsQuery(PageQuery):
     """A page of variants, of one job or of all."""
 
     job_id: Cursor | None = None
+    """Only variants of this job."""
 
 
 @variants.get("/variants")
