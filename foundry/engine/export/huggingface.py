@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from foundry.engine.prune.slicer import Reader, write_sharded
 from foundry.engine.workspace import read_json, write_json
@@ -21,6 +21,8 @@ _GENERATION_KEYS = (
     "bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k", "min_p",
     "repetition_penalty", "max_new_tokens", "max_length",
 )  # fmt: skip
+_ALWAYS_SAID = ("hidden_act", "max_position_embeddings", "rms_norm_eps")
+"""What transformers would assume where the config is silent is written down: other runtimes assume other things."""
 _TOKENIZER_KEYS = (
     "bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token", "model_max_length",
     "clean_up_tokenization_spaces", "padding_side", "truncation_side", "model_input_names",
@@ -48,9 +50,11 @@ def _weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, 
 
 
 def _config(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
-    """The family's config; `dtype` is version 5's key and `torch_dtype` version 4's."""
+    """The family's config. `dtype` is version 5's key and `torch_dtype` version 4's."""
     name = str(dtype).removeprefix("torch.")
-    return checkpoint.family.config_for(checkpoint.config, checkpoint.shape) | {"dtype": name, "torch_dtype": name}
+    config = checkpoint.family.config_for(checkpoint.config, checkpoint.shape) | {"dtype": name, "torch_dtype": name}
+    assumed = AutoConfig.for_model(**config)
+    return {key: getattr(assumed, key) for key in _ALWAYS_SAID} | config
 
 
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from foundry.engine.export.runtime import Answers, Continuation, Questions, peak
 
 _DECODE = 1  # llama_process_type
 _BATCH_TOKENS = 512
-_LONGEST_CONTEXT = 4096
 _LOG_LINES = 6
 _LogCallback = CFUNCTYPE(None, c_int, c_char_p, c_void_p)
 
@@ -68,7 +67,7 @@ _SIGNATURES = {
 class Llama:
     """A model and one context of it, on the CPU."""
 
-    def __init__(self, path: str, *, threads: int) -> None:
+    def __init__(self, path: str, *, threads: int, context_tokens: int) -> None:
         self._library = shared_library()
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self._library, name)
@@ -84,20 +83,19 @@ class Llama:
             raise LlamaError(f"{path} cannot be loaded: {self._last_words()}")
         self._vocabulary = self._library.llama_model_get_vocab(self._model)
         self.vocabulary_tokens: int = self._library.llama_vocab_n_tokens(self._vocabulary)
-        self._context = self._new_context(threads)
+        self._context = self._new_context(threads, context_tokens)
         self._batch = self._library.llama_batch_ext_init(self._context)
 
-    def _new_context(self, threads: int) -> int:
+    def _new_context(self, threads: int, context_tokens: int) -> int:
         parameters = self._library.llama_context_default_params()
         trained_for = self._library.llama_model_n_ctx_train(self._model)
-        parameters.words[0] = min(trained_for, _LONGEST_CONTEXT)
+        parameters.words[0] = min(trained_for, context_tokens)
         context = self._library.llama_init_from_model(self._model, parameters)
         if not context:
             raise LlamaError(f"no context can be made: {self._last_words()}")
         self.context_tokens: int = self._library.llama_n_ctx(context)
         if self.context_tokens < parameters.words[0]:
             raise LlamaError(f"asked for a context of {parameters.words[0]} tokens, got {self.context_tokens}")
-        self.context_tokens = min(self.context_tokens, trained_for)
         self._library.llama_set_n_threads(context, threads, threads)
         return int(context)
 
@@ -152,9 +150,9 @@ class Llama:
 
 
 @contextmanager
-def opened(path: str, *, threads: int = 1) -> Iterator[Llama]:
+def opened(path: str, *, threads: int = 1, context_tokens: int = 4096) -> Iterator[Llama]:
     """A model, closed at the end."""
-    llama = Llama(path, threads=threads)
+    llama = Llama(path, threads=threads, context_tokens=context_tokens)
     try:
         yield llama
     finally:
@@ -198,7 +196,7 @@ def speed(llama: Llama, prompt: Sequence[int], decode_tokens: int) -> tuple[floa
 def answer(questions: Questions) -> Answers:
     """Everything asked about one file."""
     start = time.perf_counter()
-    with opened(questions.model, threads=questions.threads) as llama:
+    with opened(questions.model, threads=questions.threads, context_tokens=questions.context_tokens) as llama:
         load_ms = 1000 * (time.perf_counter() - start)
         scores = [score(llama, passage) for passage in questions.passages]
         rates: tuple[float, float] | tuple[None, None] = (None, None)

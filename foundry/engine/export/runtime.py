@@ -25,6 +25,8 @@ class Questions:
     """llama.cpp spins at its barriers: more threads than free cores are slower than one."""
     device: str = "cpu"
     """Where transformers computes; llama.cpp's wheel knows the CPU alone."""
+    context_tokens: int = 4096
+    """Length of llama.cpp's cache; never longer than the model was made for."""
     texts: Sequence[str] = ()
     """To be tokenised."""
     prompts: Sequence[Sequence[int]] = ()

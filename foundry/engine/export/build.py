@@ -1,0 +1,160 @@
+"""Fills one variant's folder: write every format, let its runtime answer the exam, keep what passes, sign it all."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from foundry.engine.context import RunContext
+from foundry.engine.corpus import Corpus
+from foundry.engine.export import plain
+from foundry.engine.export.apart import LLAMACPP, TRANSFORMERS, ask
+from foundry.engine.export.exam import Exam, make_exam
+from foundry.engine.export.huggingface import shipped_dtype, write_huggingface
+from foundry.engine.export.manifest import SAFETENSORS_FOLDER, gguf_name
+from foundry.engine.export.runtime import Answers
+from foundry.engine.export.sign import Made, sign
+from foundry.engine.export.verify import Findings, compare_answers, findings_of
+from foundry.engine.hardware import hardware_name
+from foundry.engine.models import load_model
+from foundry.engine.workspace import Workspace
+from foundry.errors import ExportFailed
+from foundry.intake.checkpoint import Checkpoint, open_checkpoint
+from foundry.spec.formats import parse_format
+from foundry.spec.job import JobSpec
+from foundry.spec.lifecycle import EventType
+from foundry.spec.target import Budget
+from foundry.spec.variant import Metrics
+
+_CPU = torch.device("cpu")
+_SAME_LOSS_NATS = 0.002
+
+
+@dataclass(kw_only=True)
+class Build:
+    """One variant in the making: `run` fills `folder`."""
+
+    spec: JobSpec
+    workspace: Workspace
+    context: RunContext
+    budget: Budget
+    student: Checkpoint
+    tokenizer: PreTrainedTokenizerBase
+    corpus: Corpus
+    folder: Path
+    rows: list[Metrics] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> Iterator[str]:
+        """Do everything; yields after each step what was done, so that the caller can report and stop."""
+        master = self._write_master()
+        yield "wrote the plain folder"
+        exam, reference = self._examine_master(master)
+        yield "opened it in transformers"
+        for form in (form for form in self.spec.formats if form != "safetensors"):
+            self._try_gguf(form, master, exam, reference)
+            yield f"finished {form}"
+        if "safetensors" not in self.spec.formats:
+            shutil.rmtree(master.folder)
+        if not self.rows:
+            raise ExportFailed(
+                f"target {self.budget.target!r}: no format passed its check: "
+                + "; ".join(f"{form}: {reason}" for form, reason in self.failed.items())
+            )
+        sign(self.folder, Made(self.spec, self.budget, self.student, self.rows, self.failed), self.workspace)
+        yield "signed the manifest"
+
+    def _write_master(self) -> Checkpoint:
+        """The plain folder, which every other format is made from; removed again when it was not asked for."""
+        folder = self.folder / SAFETENSORS_FOLDER
+        folder.mkdir()
+        write_huggingface(self.student, self.tokenizer, folder)
+        return open_checkpoint(folder)
+
+    def _examine_master(self, master: Checkpoint) -> tuple[Exam, Answers]:
+        """What plain transformers says about the folder; it must be what the student said before it was saved."""
+        context_tokens = int(master.config["max_position_embeddings"])
+        exam = make_exam(self.spec, self.corpus, self.tokenizer, context_tokens)
+        questions = replace(
+            exam.questions, model=str(master.folder), device=str(self.context.device), threads=torch.get_num_threads()
+        )
+        reference = ask(TRANSFORMERS, questions, should_stop=self.context.should_stop)
+        self._same_as_student(exam, reference)
+        if "safetensors" in self.spec.formats:
+            size = sum(path.stat().st_size for path in master.folder.glob("*.safetensors"))
+            hardware = hardware_name(self.context.device)
+            findings = findings_of(reference, reference, exam, exam.questions.continue_tokens)
+            self._record("safetensors", size, reference, findings, exam, hardware)
+        return exam, reference
+
+    def _same_as_student(self, exam: Exam, reference: Answers) -> None:
+        """Tokens and losses before and after saving. Raises `ExportFailed`."""
+        for text, ids in zip(exam.questions.texts, reference.token_ids, strict=True):
+            if self.tokenizer(text)["input_ids"] != ids:
+                raise ExportFailed(f"the saved tokenizer cuts {text!r:.60} differently; this tokenizer cannot be saved")
+        model = load_model(self.student.folder, dtype=shipped_dtype(self.student), device=self.context.device).float()
+        losses, _ = plain.score(model, exam.questions.passages[0])
+        if (worst := float(np.abs(np.subtract(losses, reference.losses[0])).max())) > _SAME_LOSS_NATS:
+            raise ExportFailed(f"the saved model answers differently from the one in memory, by {worst:.4f} nats")
+
+    def _try_gguf(self, form: str, master: Checkpoint, exam: Exam, reference: Answers) -> None:
+        """Write and check one file; a failure is recorded, told, and costs this format alone."""
+        path = self.folder / gguf_name(self.budget.target, parse_format(form).quantisation)
+        try:
+            self._write_gguf(path, form, master)
+            context_tokens = min(self.budget.context_tokens, reference.context_tokens)
+            questions = replace(exam.questions, model=str(path), context_tokens=context_tokens)
+            answers = ask(LLAMACPP, questions, should_stop=self.context.should_stop)
+            findings = compare_answers(form, answers, reference, exam)
+        except ExportFailed as error:
+            path.unlink(missing_ok=True)
+            self.failed[form] = error.message
+            message = f"{self.budget.target}: {form} is left out: {error.message}"
+            self.context.report(
+                EventType.WARNING, message, level="warning", stage="export", target=self.budget.target, format=form
+            )
+            return
+        hardware = hardware_name(_CPU, questions.threads)
+        self._record(form, path.stat().st_size, answers, findings, exam, hardware)
+
+    def _write_gguf(self, path: Path, form: str, master: Checkpoint) -> None:
+        # The gguf package is an extra: a job that ships safetensors alone does without.
+        from foundry.engine.export.gguf import write_gguf
+        from foundry.engine.export.vocabulary import vocabulary_of
+
+        vocabulary = vocabulary_of(self.tokenizer, master.shape.vocab)
+        quantisation = parse_format(form).quantisation
+        write_gguf(master, vocabulary, path, quantisation=quantisation, name=self._name)
+
+    @property
+    def _name(self) -> str:
+        return f"{Path(self.spec.teacher.partition('@')[0]).name} for {self.budget.target}"
+
+    def _record(self, form: str, size: int, answers: Answers, findings: Findings, exam: Exam, hardware: str) -> None:
+        nats = findings.held_out_loss * findings.tokens
+        compared = form != "safetensors"  # the safetensors folder is what the others are compared with
+        row = Metrics(
+            model=form,
+            parameters=self.student.family.parameter_count(self.student.shape, self.student.present),
+            file_bytes=size,
+            held_out_loss=findings.held_out_loss,
+            perplexity=float(np.exp(min(findings.held_out_loss, 700))),
+            bits_per_byte=nats / np.log(2) / exam.text_bytes if exam.text_bytes else None,
+            tokens=findings.tokens,
+            prompt_tokens_per_s=answers.prompt_tokens_per_s,
+            decode_tokens_per_s=answers.decode_tokens_per_s,
+            load_ms=answers.load_ms,
+            peak_memory_bytes=answers.peak_memory_bytes,
+            hardware=hardware,
+            runtime=answers.runtime,
+            runtime_top1_ratio=findings.top1_ratio if compared else None,
+            runtime_greedy_tokens=findings.greedy_tokens if compared else None,
+        )
+        self.rows.append(row)
+        message = f"{self.budget.target}: {form} has {size:,} bytes and a held-out loss of {findings.held_out_loss:.4f}"
+        data = row.model_dump(exclude_none=True)
+        self.context.report(EventType.METRICS, message, stage="export", target=self.budget.target, **data)

@@ -1,0 +1,101 @@
+"""`manifest.json`: every file of a variant with its digest, where it comes from, and what was measured.
+
+This file needs no torch: whoever has a variant's folder can check it.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from foundry.engine.workspace import read_json, sha256_of
+from foundry.errors import ArtifactDamaged, InvalidSpec
+from foundry.spec.family import Shape
+from foundry.spec.record import parse
+from foundry.spec.target import Budget
+from foundry.spec.variant import Artifact, VariantManifest
+
+NAME = "manifest.json"
+SAFETENSORS_FOLDER = "safetensors"
+_RECORDED = ("foundry", "torch", "transformers", "tokenizers", "safetensors", "peft", "numpy", "gguf", "xllamacpp")
+
+
+def gguf_name(target: str, quantisation: str) -> str:
+    """The file name of a GGUF in a variant's folder."""
+    return f"{target}-{quantisation}.gguf"
+
+
+def artifacts_in(folder: Path) -> tuple[Artifact, ...]:
+    """Every file but the manifest itself, by path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+    return tuple(
+        Artifact(
+            path=path.relative_to(folder).as_posix(),
+            bytes=path.stat().st_size,
+            sha256=sha256_of(path),
+            format=_format_of(path.relative_to(folder)),
+        )
+        for path in paths
+    )
+
+
+def _format_of(path: Path) -> str | None:
+    if path.parts[0] == SAFETENSORS_FOLDER:
+        return "safetensors"
+    return f"gguf:{path.stem.rpartition('-')[2]}" if path.suffix == ".gguf" else None
+
+
+def format_bytes(folder: Path, form: str) -> int | None:
+    """Bytes of a format's weight files, None when the folder does not hold it."""
+    paths = (path.relative_to(folder) for pattern in ("*.gguf", "*/*.safetensors") for path in folder.glob(pattern))
+    sizes = [(folder / path).stat().st_size for path in paths if _format_of(path) == form]
+    return sum(sizes) if sizes else None
+
+
+def fits(budget: Budget, parameters: int, shape: Shape, device_file_bytes: int | None) -> bool:
+    """Whether a variant fits its budget, by the real size of the file that runs on the device, plus the KV cache.
+
+    `device_file_bytes` is None when there is no such file: a variant whose device format failed fits nothing.
+    """
+    if budget.max_params is not None:
+        return parameters <= budget.max_params
+    assert budget.max_bytes is not None
+    if device_file_bytes is None:
+        return False
+    return device_file_bytes + shape.kv_cache_bytes(budget.context_tokens) <= budget.max_bytes
+
+
+def read_manifest(folder: Path) -> VariantManifest:
+    """The manifest of a variant's folder. Raises `ArtifactDamaged` when there is none or it cannot be read."""
+    try:
+        return parse(VariantManifest, read_json(folder / NAME))
+    except FileNotFoundError as error:
+        raise ArtifactDamaged(f"{folder} holds no {NAME}; it is not a variant, or was not downloaded whole") from error
+    except (ValueError, InvalidSpec) as error:
+        raise ArtifactDamaged(f"{folder / NAME} is not a manifest: {error}") from error
+
+
+def check_folder(folder: Path) -> VariantManifest:
+    """Compute every digest again and compare; needs no network. Raises `ArtifactDamaged` with all that is wrong."""
+    manifest = read_manifest(folder)
+    found = {artifact.path: artifact for artifact in artifacts_in(folder)}
+    named = {artifact.path: artifact for artifact in manifest.files}
+    problems = [f"{path} is missing" for path in named.keys() - found.keys()]
+    problems += [f"{path} is not in the manifest" for path in found.keys() - named.keys()]
+    problems += [
+        f"{path} has other bytes than the manifest says ({found[path].bytes:,} of {named[path].bytes:,} bytes)"
+        for path in named.keys() & found.keys()
+        if (found[path].bytes, found[path].sha256) != (named[path].bytes, named[path].sha256)
+    ]
+    if problems:
+        raise ArtifactDamaged(f"{folder}: {'; '.join(sorted(problems))}. Download or export the variant again")
+    return manifest
+
+
+def versions() -> dict[str, str]:
+    """The libraries that made the variant."""
+    found = {}
+    for name in _RECORDED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,120 @@
+"""What a variant's folder holds beside the model: plan, spec, adapter, terms, card, and the manifest over all of it."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from foundry.engine.export.card import licence_of, write_card
+from foundry.engine.export.manifest import NAME, artifacts_in, fits, format_bytes, versions
+from foundry.engine.models import local_folder
+from foundry.engine.workspace import Workspace, read_json, write_json
+from foundry.intake.checkpoint import Checkpoint, checkpoint_sha256
+from foundry.spec.formats import parse_format, weight_bytes
+from foundry.spec.job import JobSpec
+from foundry.spec.record import parse
+from foundry.spec.target import Budget
+from foundry.spec.variant import Lineage, Metrics, PrunePlan, VariantManifest
+
+_TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
+_TERMS_BYTES = 1_000_000
+
+
+class Made(NamedTuple):
+    """What was made for one target."""
+
+    spec: JobSpec
+    budget: Budget
+    student: Checkpoint
+    rows: Sequence[Metrics]
+    """One for each format that passed its check."""
+    failed: Mapping[str, str]
+    """Format -> why it is left out."""
+
+    @property
+    def parameters(self) -> int:
+        return self.student.family.parameter_count(self.student.shape, self.student.present)
+
+
+def sign(folder: Path, made: Made, workspace: Workspace) -> None:
+    """Complete a folder that holds the model. The card comes last but one, the manifest last: it has all digests."""
+    teacher = local_folder(workspace.inputs.teacher)
+    plan_path = workspace.stage("prune", made.budget.target) / "plan.json"
+    shutil.copyfile(plan_path, folder / "plan.json")
+    write_json(folder / "spec.json", made.spec.model_dump(mode="json"))
+    _carry_adapter(workspace, made.budget.target, folder)
+    terms = _carry_terms(teacher, folder)
+    manifest = _manifest(folder, made, workspace, teacher)
+    write_card(folder / "README.md", manifest, parse(PrunePlan, read_json(plan_path)), licence_of(teacher), terms)
+    manifest = manifest.model_copy(update={"files": artifacts_in(folder)})
+    write_json(folder / NAME, manifest.model_dump(mode="json"))
+
+
+def _carry_adapter(workspace: Workspace, target: str, folder: Path) -> None:
+    """The adapter of the lora stage; its config must not name a folder of this machine."""
+    adapter = workspace.root / "stages" / "lora" / target / "adapter"
+    if not adapter.is_dir():
+        return
+    shutil.copytree(adapter, folder / "adapter")
+    config = folder / "adapter" / "adapter_config.json"
+    write_json(config, read_json(config) | {"base_model_name_or_path": None})
+
+
+def _carry_terms(teacher: Path, folder: Path) -> list[str]:
+    """Copy the teacher's licence files; return their names."""
+    found = {path for pattern in _TERMS for path in teacher.glob(pattern)}
+    kept = sorted(p for p in found if p.is_file() and not p.is_symlink() and p.stat().st_size <= _TERMS_BYTES)
+    for path in kept:
+        shutil.copyfile(path, folder / path.name)
+    return [path.name for path in kept]
+
+
+def _manifest(folder: Path, made: Made, workspace: Workspace, teacher: Path) -> VariantManifest:
+    target, files = made.budget.target, artifacts_in(folder)
+    inputs = workspace.inputs
+    return VariantManifest(
+        target=target,
+        family=made.student.family.name,
+        shape=made.student.shape,
+        parameters=made.parameters,
+        budget=made.budget,
+        fits_budget=fits(made.budget, made.parameters, made.student.shape, _device_bytes(folder, made)),
+        created_at=datetime.now(UTC),
+        spec=made.spec,
+        lineage=Lineage(
+            teacher=made.spec.teacher,
+            teacher_sha256=checkpoint_sha256(teacher),
+            data=made.spec.data,
+            data_sha256=inputs.data_sha256,
+            versions=versions(),
+        ),
+        metrics=(*_earlier_metrics(workspace, target), *made.rows),
+        failed_formats=dict(made.failed),
+        files=files,
+        training=_training(workspace, target),
+    )
+
+
+def _device_bytes(folder: Path, made: Made) -> int | None:
+    """Bytes of the file that the device runs; of its tensors where that format was not asked for; None if it failed."""
+    form = made.budget.format
+    if form in made.failed:
+        return None
+    written = format_bytes(folder, form)
+    if written is not None:
+        return written
+    return weight_bytes(made.student.family, made.student.shape, parse_format(form), made.student.present)
+
+
+def _earlier_metrics(workspace: Workspace, target: str) -> list[Metrics]:
+    """What the evaluate stage measured."""
+    path = workspace.stage("evaluate", target) / "metrics.json"
+    return [parse(Metrics, row) for row in read_json(path)] if path.exists() else []
+
+
+def _training(workspace: Workspace, target: str) -> dict[str, Any]:
+    """What each training stage said of this target; a stage that was not run is absent."""
+    found = {"distill": workspace.result("distill"), "lora": workspace.result("lora")}
+    summaries = {stage: result.get("targets", {}).get(target) for stage, result in found.items()}
+    return {stage: summary for stage, summary in summaries.items() if summary}

@@ -1,0 +1,72 @@
+"""The export stage: for every target a folder with the model in all formats, each opened in its own runtime first."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from foundry.engine.context import RunContext, Stopped
+from foundry.engine.corpus import Corpus
+from foundry.engine.export.build import Build
+from foundry.engine.export.library import shared_library
+from foundry.engine.export.manifest import NAME
+from foundry.engine.models import load_tokenizer
+from foundry.engine.workspace import Workspace, new_folder
+from foundry.errors import MissingExtra
+from foundry.intake.checkpoint import context_limit, open_checkpoint
+from foundry.spec.formats import parse_format
+from foundry.spec.job import JobSpec
+from foundry.spec.lifecycle import EventType, Progress
+from foundry.spec.target import budgets_of
+
+
+def check_exporters(spec: JobSpec) -> None:
+    """Raise `MissingExtra` before anything is computed when a format's libraries are not installed."""
+    if any(parse_format(form).container == "gguf" for form in spec.formats):
+        shared_library()
+        try:
+            import gguf  # noqa: F401  (an extra: only jobs that write GGUF need it)
+        except ImportError as error:
+            raise MissingExtra("gguf", "export") from error
+
+
+def export(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
+    """Build `stages/export/TARGET/variant` for every target; one that is already there is kept.
+
+    A format that fails its check is left out with a warning. Raises `ExportFailed` when none is left, and `Stopped`.
+    """
+    check_exporters(spec)
+    finals = {name: workspace.stage("export", name) / "variant" for name in spec.target_names}
+    steps = _Steps(context, len(finals) * (2 + len(spec.formats)))
+    shared: tuple[PreTrainedTokenizerBase, Corpus] | None = None
+    for number, name in enumerate(finals):
+        if (finals[name] / NAME).exists():
+            continue
+        steps.done = number * (2 + len(spec.formats))
+        student = open_checkpoint(workspace.student(name))
+        if shared is None:
+            tokenizer = load_tokenizer(student.folder)
+            shared = tokenizer, Corpus.load(Path(workspace.inputs.data), tokenizer, seed=spec.seed)
+        tokenizer, corpus = shared
+        budget = budgets_of(spec, context_limit(student.config))[number]
+        with new_folder(finals[name]) as folder:
+            build = Build(
+                spec=spec, workspace=workspace, context=context, budget=budget, student=student, tokenizer=tokenizer,
+                corpus=corpus, folder=folder,
+            )  # fmt: skip
+            for message in build.run():
+                steps.next(message)
+    workspace.finish("export", variants=[path.relative_to(workspace.root).as_posix() for path in finals.values()])
+
+
+class _Steps:
+    """Counts what is done, says so, and is where the stage can be stopped."""
+
+    def __init__(self, context: RunContext, steps: int) -> None:
+        self._context, self._steps, self.done = context, steps, 0
+
+    def next(self, message: str) -> None:
+        self.done += 1
+        self._context.report(EventType.LOG, message, level="debug", stage="export")
+        self._context.progress(Progress(stage="export", step=min(self.done, self._steps), steps=self._steps))
+        if self._context.should_stop():
+            raise Stopped
