@@ -238,17 +238,18 @@ def _cut(shape: Shape, manifest: VariantManifest) -> str:
 
 
 def _ask_both(folder: Path, manifest: VariantManifest, prompt: str) -> None:
-    from foundry.engine.export.runtime import Questions, ask
+    from foundry.engine.export.apart import LLAMACPP, TRANSFORMERS, ask
+    from foundry.engine.export.runtime import Questions
     from foundry.engine.models import load_tokenizer
 
     tokenizer = load_tokenizer(folder / "safetensors")
     ids = tokenizer(prompt)["input_ids"]
     quantised = next(f.path for f in manifest.files if f.format == "gguf:q4_k_m")
     for label, module, model in (
-        ("llama.cpp, 4-bit GGUF", "foundry.engine.export.llamacpp", folder / quantised),
-        ("transformers, safetensors", "foundry.engine.export.transformers", folder / "safetensors"),
+        ("llama.cpp, 4-bit GGUF", LLAMACPP, folder / quantised),
+        ("transformers, safetensors", TRANSFORMERS, folder / "safetensors"),
     ):
-        answers = ask(module, Questions(model=str(model), prompts=[ids], continue_tokens=60), should_stop=lambda: False)
+        answers = ask(module, Questions(model=str(model), prompts=[ids], continue_tokens=60))
         text = Text(prompt, style="dim")
         text.append(str(tokenizer.decode(answers.continuations[0].tokens)), style="bold green")
         CONSOLE.print(Panel(text, title=label, title_align="left", border_style="cyan"))

@@ -18,8 +18,8 @@ from foundry.engine.workspace import new_folder, read_json, write_json
 from foundry.errors import DamagedCheckpoint, OutOfMemory, TeacherNotFound, UnsupportedFamily
 from foundry.spec.job import is_hub_id
 
-# Weights as safetensors, and text. Never pickles, never code.
-_FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model")
+# Weights as safetensors, and text, the licence among it. Never pickles, never code.
+_FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md", "LICENSE*", "NOTICE*")
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json",

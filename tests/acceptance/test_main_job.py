@@ -13,7 +13,8 @@ from tests.servers import PostgresServer, RedisServer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foundry.client.client import Foundry
-from foundry.engine.export.runtime import Questions, ask
+from foundry.engine.export.apart import LLAMACPP, ask
+from foundry.engine.export.runtime import Questions
 from foundry.errors import JobFailed
 from foundry.spec.lifecycle import EventType, Status
 from foundry.spec.resources import Job
@@ -85,7 +86,7 @@ def test_downloaded_gguf_continues_like_transformers_at_f16(foundry: Foundry, un
     (gguf,) = (f.path for f in manifest.files if f.format == "gguf:f16")
     prompts = [tokenizer(p)["input_ids"] for p in PROMPTS]
     questions = Questions(model=str(out / gguf), prompts=prompts, continue_tokens=32)
-    answers = ask("foundry.engine.export.llamacpp", questions, should_stop=lambda: False)
+    answers = ask(LLAMACPP, questions)
     for prompt, continuation in zip(prompts, answers.continuations, strict=True):
         ids = torch.tensor([prompt])
         greedy = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False)

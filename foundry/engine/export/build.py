@@ -156,5 +156,5 @@ class Build:
         )
         self.rows.append(row)
         message = f"{self.budget.target}: {form} has {size:,} bytes and a held-out loss of {findings.held_out_loss:.4f}"
-        data = row.model_dump(exclude_none=True)
-        self.context.report(EventType.METRICS, message, stage="export", target=self.budget.target, **data)
+        data = [row.model_dump(mode="json", exclude_none=True)]
+        self.context.report(EventType.METRICS, message, stage="export", target=self.budget.target, metrics=data)

@@ -52,13 +52,10 @@ def sign(folder: Path, made: Made, workspace: Workspace) -> None:
 
 
 def _carry_adapter(workspace: Workspace, target: str, folder: Path) -> None:
-    """The adapter of the lora stage; its config must not name a folder of this machine."""
+    """The adapter of the lora stage, which is merged into the model already."""
     adapter = workspace.root / "stages" / "lora" / target / "adapter"
-    if not adapter.is_dir():
-        return
-    shutil.copytree(adapter, folder / "adapter")
-    config = folder / "adapter" / "adapter_config.json"
-    write_json(config, read_json(config) | {"base_model_name_or_path": None})
+    if adapter.is_dir():
+        shutil.copytree(adapter, folder / "adapter")
 
 
 def _carry_terms(teacher: Path, folder: Path) -> list[str]:
