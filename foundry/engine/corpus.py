@@ -1,10 +1,9 @@
 """The customer's text as packed sequences of tokens.
 
-Documents are split into train and held-out by the hash of their key, encoded with a mask of the tokens that count for
-the loss (all of a text, the completion of a prompt, the answers of a chat), and packed into rows of one length.
+Documents are split into train and held-out by the hash of their key, encoded, and packed into rows of one length.
 Positions restart at every document, which is how transformers knows that attention must not cross from one to the next.
 
-N: rows, S: tokens of a row, B: rows of a batch, T: tokens of a document.
+N: rows, S: tokens of a row, B: rows of a batch.
 """
 
 import hashlib
@@ -17,27 +16,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from foundry.engine.encode import Encoded, encode
 from foundry.errors import InvalidData
 from foundry.intake.documents import Document, is_held_out, read_documents
 
 HELD_OUT_TOKENS = 4096
 """With fewer held-out tokens than this a loss says little; a small corpus gives a tenth of its tokens instead."""
+_LARGEST_TEXT = 2**30
+"""Characters that are held in memory, some 250 million tokens; of a larger file an even sample is used."""
 _LEAST_TRAIN_TOKENS = 64
+_LEAST_PART = 8
+"""Tokens of room at the end of a row that are worth starting a piece of text in."""
 _LEAST_DOCUMENTS = 32
 """A sample of a corpus takes at most this fraction of itself from one document."""
-
-
-class Encoded(NamedTuple):
-    """One document as tokens."""
-
-    ids_T: np.ndarray
-    counted_T: np.ndarray
-    """Whether predicting this token counts."""
-    bytes_T: np.ndarray
-    """UTF-8 bytes of text that this token adds; 0 for special tokens."""
 
 
 class Batch(NamedTuple):
@@ -59,7 +52,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows of tokens. Long documents are cut into rows; shorter ones share a row and are never cut."""
+    """Rows of tokens. Plain text runs on from row to row; chats and completions are cut only when longer than a row."""
 
     ids_NS: torch.Tensor
     positions_NS: torch.Tensor
@@ -101,6 +94,8 @@ class Corpus:
     held_out: Sequence[Document]
     moved: int
     """Documents that were moved from train to held-out because the hash alone gave too few."""
+    share: float
+    """Of the documents that were kept; below 1 where the file is larger than memory should hold."""
 
     @classmethod
     def load(
@@ -110,21 +105,41 @@ class Corpus:
 
         Documents with one key stay on one side.
         """
-        train: list[Document] = []
-        held_out: list[Document] = []
-        for document in read_documents(Path(path)):
-            (held_out if is_held_out(document.key, held_out_share) else train).append(document)
+        documents, share = _read_what_fits(Path(path))
+        held_out = [document for document in documents if is_held_out(document.key, held_out_share)]
+        train = [document for document in documents if not is_held_out(document.key, held_out_share)]
         chosen = _keys_to_move(train, held_out, tokenizer)
         moved = [document for document in train if document.key in chosen]
         train = [document for document in train if document.key not in chosen]
         if not held_out and not moved:
             raise InvalidData(
-                f"the data has {len(train)} document(s) with one key, but some must be held out to measure on; give at "
-                "least two: one JSON line each, or separated by a line <|endoftext|> in a text file"
+                f"the data has {len(train)} document(s), too few to hold some out to measure on; give more: one JSON "
+                "line each, or separated by a line <|endoftext|> in a text file"
             )
         if _count_tokens(train, tokenizer, _LEAST_TRAIN_TOKENS) < _LEAST_TRAIN_TOKENS:
             raise InvalidData(f"fewer than {_LEAST_TRAIN_TOKENS} tokens are left to train on; give more text")
-        return cls(_in_order(train, seed), _in_order([*held_out, *moved], seed), len(moved))
+        return cls(_in_order(train, seed), _in_order([*held_out, *moved], seed), len(moved), share)
+
+
+def _read_what_fits(path: Path) -> tuple[list[Document], float]:
+    """The documents, or a sample by hash of at most `_LARGEST_TEXT` characters, and the share that the sample is."""
+    documents: list[Document] = []
+    size, share = 0, 1.0
+    for document in read_documents(path):
+        if share < 1 and not is_held_out(f"keep:{document.key}", share):
+            continue
+        documents.append(document)
+        size += _characters(document)
+        while size > _LARGEST_TEXT:
+            share /= 2
+            documents = [kept for kept in documents if is_held_out(f"keep:{kept.key}", share)]
+            size = sum(map(_characters, documents))
+    return documents, share
+
+
+def _characters(document: Document) -> int:
+    turns = sum(len(message.content) for message in document.messages or ())
+    return len(document.text or "") + len(document.prompt or "") + len(document.completion or "") + turns
 
 
 def _keys_to_move(
@@ -169,89 +184,6 @@ def _in_order(documents: Iterable[Document], seed: int) -> list[Document]:
     return sorted(documents, key=lambda document: _hash_of(f"{seed}:{document.key}"))
 
 
-def encode(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[Encoded]:
-    """Each document as tokens, its end marked by EOS where the tokenizer has one."""
-    for document in documents:
-        yield _encode(document, tokenizer)
-
-
-def _encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    text, spans = _render(document, tokenizer)
-    # A chat template writes its own special tokens; everything else gets the tokenizer's.
-    tokens = tokenizer(
-        text, add_special_tokens=document.messages is None, return_offsets_mapping=True, return_attention_mask=False,
-        verbose=False,
-    )  # fmt: skip
-    ids_T = np.asarray(tokens["input_ids"], dtype=np.int32)
-    offsets = np.asarray(tokens["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-    starts_T, ends_T = offsets[:, 0], offsets[:, 1]
-    # A token on the border of prompt and answer holds some of the answer, so it counts.
-    counted_T = np.zeros(len(ids_T), dtype=bool)
-    for start, end in spans:
-        counted_T |= (starts_T < end) & (ends_T > start)
-    # A character may take several tokens that all report its offsets: only the first of them adds its bytes.
-    reach_T = np.maximum.accumulate(ends_T, dtype=np.int64)
-    bytes_T = np.diff(_bytes_before(text)[reach_T], prepend=0)
-    end_id = tokenizer.eos_token_id
-    if end_id is not None and not (len(ids_T) and ids_T[-1] == end_id):
-        ids_T, counted_T, bytes_T = (
-            np.append(ids_T, np.int32(end_id)),
-            np.append(counted_T, True),
-            np.append(bytes_T, 0),
-        )
-    return Encoded(ids_T, counted_T, bytes_T)
-
-
-def _bytes_before(text: str) -> np.ndarray:
-    """UTF-8 bytes of `text[:i]` for every i from 0 to its length."""
-    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    widths = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
-    return np.concatenate([[0], np.cumsum(widths)])
-
-
-def _render(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[tuple[int, int]]]:
-    """The document as text, and the character spans that count for the loss."""
-    if document.text is not None:
-        return document.text, [(0, len(document.text))]
-    if document.messages is not None:
-        return _render_chat(document, tokenizer)
-    prompt, completion = document.prompt or "", document.completion or ""
-    return prompt + completion, [(len(prompt), len(prompt) + len(completion))]
-
-
-def _render_chat(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[tuple[int, int]]]:
-    """A chat through the tokenizer's own template (which transformers runs in a sandbox); the answers count.
-
-    An answer is what the template adds to the conversation before it. Templates that rewrite earlier turns have no such
-    prefix; there the answer's own text is looked for.
-    """
-    if not tokenizer.chat_template:
-        raise InvalidData(
-            "the data holds chats (`messages`) but the teacher's tokenizer has no chat template; give documents as "
-            "{prompt, completion} or {text}, or save a chat_template.jinja beside the teacher"
-        )
-    messages = [{"role": message.role, "content": message.content} for message in document.messages or ()]
-    try:
-        whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        spans: list[tuple[int, int]] = []
-        for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = str(tokenizer.apply_chat_template(messages[:turn], tokenize=False, add_generation_prompt=True))
-            after = str(tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False))
-            spans.append(_answer_span(whole, before, after, message["content"], spans[-1][1] if spans else 0))
-    except TemplateError as error:
-        raise InvalidData(f"the teacher's chat template refuses document {document.key}: {error}") from error
-    return whole, spans
-
-
-def _answer_span(whole: str, before: str, after: str, answer: str, start: int) -> tuple[int, int]:
-    if after.startswith(before) and whole.startswith(after):
-        return len(before), len(after)
-    found = whole.find(answer.strip(), start)
-    return (found, found + len(answer.strip())) if found >= 0 else (start, start)
-
-
 def pack(
     documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, sequence_tokens: int, *,
     max_tokens: int | None = None, seed: int | None = None,
@@ -261,12 +193,13 @@ def pack(
     Raises `InvalidData` when no token counts.
     """
     pieces = _take(documents, tokenizer, sequence_tokens, max_tokens)
-    rows = _assign_rows([len(piece.ids_T) for piece in pieces], sequence_tokens)
-    if max_tokens is not None:
-        rows = rows[: max(1, max_tokens // sequence_tokens)]
+    rows = _run_on([p for p in pieces if p.may_be_cut], sequence_tokens)
+    rows += _best_fit([p for p in pieces if not p.may_be_cut], sequence_tokens)
     if seed is not None:
         random.Random(f"rows:{seed}").shuffle(rows)
-    packed = _fill(rows, pieces, sequence_tokens, tokenizer)
+    if max_tokens is not None:
+        rows = rows[: max(1, max_tokens // sequence_tokens)]
+    packed = _fill(rows, sequence_tokens, tokenizer)
     if not packed.counted_tokens:
         raise InvalidData(
             "no token of the data counts for the loss: every document is a prompt, or empty, or one token"
@@ -284,7 +217,7 @@ def _take(
     taken = 0
     for encoded in encode(documents, tokenizer):
         cuts = range(0, len(encoded.ids_T), sequence_tokens)
-        parts = [Encoded(*(part[start : start + sequence_tokens] for part in encoded)) for start in cuts]
+        parts = [encoded.part(start, start + sequence_tokens) for start in cuts]
         pieces += parts[:share]
         taken += sum(len(part.ids_T) for part in parts[:share])
         reserve += parts[share:] if share is not None else []
@@ -296,12 +229,28 @@ def _take(
     return pieces
 
 
-def _assign_rows(lengths: Sequence[int], sequence_tokens: int) -> list[list[int]]:
-    """Best fit, longest first: each piece goes to the row that it fills most; returns the pieces of every row."""
-    rows: list[list[int]] = []
+def _run_on(pieces: Iterable[Encoded], sequence_tokens: int) -> list[list[Encoded]]:
+    """One piece after the other, cut where a row is full; the rest goes on in the next row as a document of its own."""
+    rows: list[list[Encoded]] = []
+    free = 0
+    for piece in pieces:
+        start = 0
+        while len(piece.ids_T) - start > 1:  # a single token predicts nothing
+            if free < _LEAST_PART:
+                rows.append([])
+                free = sequence_tokens
+            part = piece.part(start, start + free)
+            rows[-1].append(part)
+            start, free = start + len(part.ids_T), free - len(part.ids_T)
+    return rows
+
+
+def _best_fit(pieces: Sequence[Encoded], sequence_tokens: int) -> list[list[Encoded]]:
+    """Whole pieces, longest first, each into the row that it fills most."""
+    rows: list[list[Encoded]] = []
     open_rows: list[tuple[int, int]] = []  # (free tokens, row), sorted
-    for piece in sorted(range(len(lengths)), key=lambda piece: -lengths[piece]):
-        length = lengths[piece]
+    for piece in sorted(pieces, key=lambda piece: -len(piece.ids_T)):
+        length = len(piece.ids_T)
         at = bisect_left(open_rows, (length, 0))
         if at == len(open_rows):
             free, row = sequence_tokens, len(rows)
@@ -314,9 +263,7 @@ def _assign_rows(lengths: Sequence[int], sequence_tokens: int) -> list[list[int]
     return rows
 
 
-def _fill(
-    rows: Sequence[Sequence[int]], pieces: Sequence[Encoded], sequence_tokens: int, tokenizer: PreTrainedTokenizerBase
-) -> Packed:
+def _fill(rows: Sequence[Sequence[Encoded]], sequence_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Packed:
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     ids_NS = np.full((len(rows), sequence_tokens), padding, dtype=np.int32)
     positions_NS = np.zeros((len(rows), sequence_tokens), dtype=np.int32)
@@ -325,11 +272,10 @@ def _fill(
     for row, members in enumerate(rows):
         start = 0
         for piece in members:
-            ids_T, counted_T, bytes_T = pieces[piece]
-            end = start + len(ids_T)
-            ids_NS[row, start:end] = ids_T
-            positions_NS[row, start:end] = np.arange(len(ids_T))
-            targets_NS[row, start : end - 1] = counted_T[1:]
-            counted_bytes += int(bytes_T[1:][counted_T[1:]].sum())
+            end = start + len(piece.ids_T)
+            ids_NS[row, start:end] = piece.ids_T
+            positions_NS[row, start:end] = np.arange(end - start)
+            targets_NS[row, start : end - 1] = piece.counted_T[1:]
+            counted_bytes += int(piece.bytes_T[1:][piece.counted_T[1:]].sum())
             start = end
     return Packed(torch.from_numpy(ids_NS), torch.from_numpy(positions_NS), torch.from_numpy(targets_NS), counted_bytes)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from foundry.engine.corpus import Corpus, Encoded, encode
+from foundry.engine.corpus import Corpus
+from foundry.engine.encode import Encoded, encode
 from foundry.engine.export.runtime import Questions
 from foundry.errors import InvalidData
 from foundry.spec.job import JobSpec
@@ -72,17 +73,21 @@ def make_exam(
 
 
 def _passages(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, wanted: int) -> list[Encoded]:
-    """Held-out documents in pieces of at most `length` tokens; pieces in which nothing counts are left out."""
-    found: list[Encoded] = []
-    taken = 0
+    """Pieces of held-out documents in which something counts: one of each document, more only when those are too few."""
+    first: list[Encoded] = []
+    more: list[Encoded] = []
     for document in encode(corpus.held_out, tokenizer):
-        for start in range(0, len(document.ids_T), length):
-            piece = Encoded(*(part[start : start + min(length, wanted - taken)] for part in document))
-            if piece.counted_T[1:].any():
-                found.append(piece)
-                taken += len(piece.ids_T)
-            if wanted - taken < 2:
-                return found
+        pieces = [document.part(start, start + length) for start in range(0, len(document.ids_T), length)]
+        counting = [piece for piece in pieces if piece.counted_T[1:].any()]
+        first += counting[:1]
+        more += counting[1:]
+        if sum(len(piece.ids_T) for piece in first) >= wanted:
+            break
+    found: list[Encoded] = []
+    for piece in (*first, *more):
+        left = wanted - sum(len(one.ids_T) for one in found)
+        if piece.part(0, left).counted_T[1:].any():
+            found.append(piece.part(0, left))
     if not found:
         raise InvalidData("no token of the held-out documents counts for the loss: all are prompts; add completions")
     return found
