@@ -41,19 +41,29 @@ def host(*, any_port: bool, worker: bool, foreground: bool) -> None:
     settings = Settings.from_env()
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _only_service_in(settings.home), _listen(settings.host, 0 if any_port else settings.port) as listener:
+        (settings.home / "url").unlink(missing_ok=True)  # left by one that was killed
         url = _url(settings.host, listener.getsockname()[1])
         new_key = _prepare(settings)
         with _stop_on_signal() as stop, _Children(settings, root, foreground) as children:
-            children.start("api", _api_command(root, listener), listener.fileno())
+            children.start("api", _api_command(listener), listener.fileno())
             if worker:
-                children.start("worker", [sys.executable, "-P", "-m", "workers.embedded"])
+                children.start("worker", [sys.executable, "-m", "workers.embedded"])
             _await_ready(url, children, stop)
-            if not stop.is_set():
-                _write_private(settings.home / "url", url)
+            with _published(settings.home / "url", url):
                 _announce(url, settings, worker, new_key)
-            while not stop.wait(0.25):
-                children.check()
+                while not stop.wait(0.25):
+                    children.check()
             say("stopping; a running job writes a checkpoint first. Ctrl-C again ends at once", style="yellow")
+
+
+@contextmanager
+def _published(path: Path, url: str) -> Iterator[None]:
+    """Let SDK and CLI find the service while, and only while, it is up."""
+    _write_private(path, url)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _checkout() -> Path:
@@ -68,21 +78,23 @@ def _checkout() -> Path:
     return root
 
 
-def _api_command(root: Path, listener: socket.socket) -> list[str]:
+def _api_command(listener: socket.socket) -> list[str]:
     return [
-        sys.executable, "-P", "-m", "gunicorn", "--config", "python:api.gunicorn_conf", "--chdir", str(root),
+        sys.executable, "-m", "gunicorn", "--config", "python:api.gunicorn_conf",
         "--bind", f"fd://{listener.fileno()}", "api.wsgi:app",
     ]  # fmt: skip
 
 
-def _environment(settings: Settings, root: Path) -> dict[str, str]:
-    """What the children get: our environment with absolute paths, for gunicorn changes its working directory.
-
-    Together with `-P`, PYTHONPATH makes sure that api/ is ours, whatever lies in the user's working directory.
-    """
-    path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH", ""))))
-    folders = {"FOUNDRY_HOME": settings.home, "FOUNDRY_ARTIFACTS": settings.artifacts, "FOUNDRY_WORK": settings.work}
-    return {**os.environ, "PYTHONPATH": path, **{name: str(folder) for name, folder in folders.items()}}
+def _environment(settings: Settings) -> dict[str, str]:
+    """What the children get: our environment, with every path absolute because they work in another folder."""
+    url = settings.database_url
+    if url.startswith("sqlite:///"):
+        url = f"sqlite:///{Path(url.removeprefix('sqlite:///')).absolute()}"
+    absolute = {
+        "FOUNDRY_HOME": settings.home, "FOUNDRY_ARTIFACTS": settings.artifacts, "FOUNDRY_WORK": settings.work,
+        "FOUNDRY_TEACHER_ROOTS": os.pathsep.join(map(str, settings.teacher_roots)), "FOUNDRY_DATABASE_URL": url,
+    }  # fmt: skip
+    return {**os.environ, **{name: str(value) for name, value in absolute.items()}}
 
 
 class _Children:
@@ -91,7 +103,8 @@ class _Children:
     def __init__(self, settings: Settings, root: Path, foreground: bool) -> None:
         self._settings = settings
         self._logs = None if foreground else settings.home / "logs"
-        self._environment = _environment(settings, root)
+        self._environment = _environment(settings)
+        self._root = root  # their working directory: api/ and workers/ are found there before anywhere else
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -109,7 +122,7 @@ class _Children:
             log = stack.enter_context(self._log(name).open("wb")) if self._logs else None
             self._running[name] = subprocess.Popen(
                 tethered, stdin=subprocess.PIPE, stdout=log, stderr=log and subprocess.STDOUT,
-                env=self._environment, pass_fds=descriptors, start_new_session=True,
+                env=self._environment, cwd=self._root, pass_fds=descriptors, start_new_session=True,
             )  # fmt: skip
 
     def check(self) -> None:

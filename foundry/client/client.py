@@ -12,6 +12,7 @@ from foundry.client.jobs import Jobs, spec_body
 from foundry.client.targets import Targets
 from foundry.client.transport import RETRIES, Transport
 from foundry.client.variants import Variants
+from foundry.spec.estimate import Estimate
 from foundry.spec.job import JobSpec
 
 
@@ -46,10 +47,14 @@ class Foundry:
         self.variants = Variants(self._transport)
         self.targets = Targets(self._transport)
 
-    def estimate(self, spec: JobSpec | Mapping[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
-        """What a job would give, without running it: shape, parameters and bytes per target and format."""
+    def estimate(self, spec: JobSpec | Mapping[str, Any] | None = None, **fields: Any) -> Estimate:
+        """What a job would give, by arithmetic alone: shape, parameters and bytes for each target and format.
+
+        Takes what `jobs.create` takes; nothing is stored. Raises a refusal with the smallest reachable size in its
+        problem document when a budget cannot be met.
+        """
         answer = self._transport.call("POST", "/v1/customization/estimates", json=spec_body(spec, fields))
-        return dict(answer.json())
+        return self._transport.read(Estimate, answer)
 
     def close(self) -> None:
         """Close every connection."""

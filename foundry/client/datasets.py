@@ -7,10 +7,13 @@ from uuid import uuid4
 from foundry.client.pages import every
 from foundry.client.transport import Transport, below
 from foundry.errors import InvalidData
+from foundry.intake.documents import JSONL_SUFFIXES
 from foundry.spec.resources import Dataset
 
 _PATH = "/v1/datasets"
 _CHUNK_BYTES = 1 << 20
+_ANY = "application/octet-stream"
+"""Lets the service find out by itself whether it is JSON Lines or text."""
 _UPLOAD_SILENCE_S = 900.0
 """After the last byte the service reads the whole file once more before it answers."""
 
@@ -40,7 +43,7 @@ class Datasets:
             content=_FileBody(path),
             headers={
                 "Content-Length": str(size),
-                "Content-Type": "text/plain; charset=utf-8" if path.suffix == ".txt" else "application/jsonl",
+                "Content-Type": "application/jsonl" if path.suffix.lower() in JSONL_SUFFIXES else _ANY,
                 "Idempotency-Key": idempotency_key or uuid4().hex,
             },
             timeout=_UPLOAD_SILENCE_S,
