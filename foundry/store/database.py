@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Double, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
@@ -80,11 +80,22 @@ class Database:
 
     def upgrade(self) -> None:
         """Bring the schema to the newest revision. Safe when several processes do it at once."""
-        with self._translated(), self._writer.begin() as connection:
+        with self.schema_change() as connection:
+            command.upgrade(_alembic(connection), "head")
+
+    def downgrade(self, revision: str) -> None:
+        """Bring the schema back to an earlier revision; `base` removes everything."""
+        with self.schema_change() as connection:
+            command.downgrade(_alembic(connection), revision)
+
+    @contextmanager
+    def schema_change(self) -> Iterator[Connection]:
+        """The one transaction that may change the schema now; its statements may take as long as they need."""
+        with self._translated(), self._writer.connect() as connection, _loose_keys(connection), connection.begin():
             if self.url.get_backend_name() == "postgresql":
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATING})
-            command.upgrade(_alembic(connection), "head")
+            yield connection
 
     def ping(self) -> None:
         """Raise `DatabaseUnavailable` unless the database answers and has the schema of this version."""
@@ -104,20 +115,31 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (OperationalError, InterfaceError, PoolTimeout) as error:
-            raise self._reason(error) from error
+        except PoolTimeout as error:
+            raise self._unavailable(error) from error
         except DBAPIError as error:
-            if error.connection_invalidated:
-                raise self._reason(error) from error
+            if error.orig is not None and (reason := self._reason(error.orig, error.connection_invalidated)):
+                raise reason from error
             raise
 
-    def _reason(self, error: Exception) -> OperatorError:
-        where = self.url.render_as_string(hide_password=True)
-        cause = error.orig if isinstance(error, DBAPIError) else error
+    def _reason(self, cause: BaseException, disconnected: bool) -> OperatorError | None:
+        """What an operator should know; None for a mistake of ours."""
         if _is_full(cause):
-            return StorageFull(f"the disk of the database {where} is full. Make room there; nothing was written")
+            return StorageFull(f"the disk of the database {self._where} is full. Make room there; nothing was written")
+        if isinstance(cause, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+            return DatabaseUnavailable(f"the database {self._where} lacks a table. Run: alembic upgrade head")
+        transient = isinstance(cause, sqlite3.OperationalError | psycopg.OperationalError | psycopg.InterfaceError)
+        broken_file = type(cause) is sqlite3.DatabaseError
+        return self._unavailable(cause) if transient or broken_file or disconnected else None
+
+    def _unavailable(self, cause: BaseException) -> DatabaseUnavailable:
         first_line = next(iter(str(cause).splitlines()), type(cause).__name__)
-        return DatabaseUnavailable(f"the database {where} does not answer: {first_line}")
+        hint = ". Run: alembic upgrade head" if first_line.startswith("no such") else ""
+        return DatabaseUnavailable(f"the database {self._where} does not answer: {first_line}{hint}")
+
+    @property
+    def _where(self) -> str:
+        return self.url.render_as_string(hide_password=True)
 
 
 def _parse(url: str) -> URL:
@@ -169,6 +191,20 @@ def _begin_sqlite(connection: Connection) -> None:
     # SQLite would answer "database is locked" without heeding the timeout.
     writes = connection.get_execution_options().get("foundry_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def _loose_keys(connection: Connection) -> Iterator[None]:
+    """SQLite changes a table by making it anew and dropping the old one: rows that point to it must not mind."""
+    raw = connection.connection.driver_connection
+    if not isinstance(raw, sqlite3.Connection):
+        yield
+        return
+    raw.execute("PRAGMA foreign_keys = OFF").close()
+    try:
+        yield
+    finally:
+        raw.execute("PRAGMA foreign_keys = ON").close()
 
 
 def _is_full(cause: object) -> bool:

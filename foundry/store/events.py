@@ -76,6 +76,6 @@ def _is_new(session: Session, job: JobRow, event: RunEvent) -> bool:
 def _record(row: EventRow) -> JobEvent:
     return JobEvent(
         id=row.id, job_id=row.job_id, seq=row.seq, attempt=row.attempt, type=EventType(row.type),
-        level=row.level,  # type: ignore[arg-type]  # one of Level, as it was written
+        level=row.level,
         created_at=moment(row.created_at), message=row.message, data=row.data,
     )  # fmt: skip

@@ -150,7 +150,7 @@ class Jobs:
             for variant in published:
                 data = {"variant_id": variant.id, "target": variant.target, "bytes": variant.bytes}
                 message = f"variant {variant.id} for {variant.target}"
-                events.append(
+                history.append(
                     session, job, [RunEvent(type=EventType.VARIANT_PUBLISHED, message=message, data=data)], now
                 )
             message = f"succeeded with {len(published)} variant{'' if len(published) == 1 else 's'}"
@@ -263,7 +263,7 @@ def _record(row: JobRow, variant_ids: tuple[str, ...]) -> Job:
     return Job(
         id=row.id, name=row.name, status=status, is_terminal=status.is_terminal, status_reason=reason,
         spec=JobSpec.model_validate(row.spec),
-        stage=row.stage,  # type: ignore[arg-type]  # one of STAGES, as `events.follow` wrote it
+        stage=row.stage,
         progress=Progress.model_validate(row.progress) if row.progress else None, attempt=row.epoch,
         variant_ids=variant_ids, created_at=moment(row.created_at),
         started_at=None if row.started_at is None else moment(row.started_at),

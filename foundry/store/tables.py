@@ -156,7 +156,7 @@ class EventRow(Row):
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    id: Mapped[str] = mapped_column(unique=True)
+    id: Mapped[str]
     attempt: Mapped[int]
     type: Mapped[str]
     level: Mapped[str]

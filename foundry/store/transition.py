@@ -77,10 +77,10 @@ def move(
     """
     before = Status(job.status)
     first_allowed(job, f"become {to}", to)
+    attempt = session.get_one(AttemptRow, (job.id, job.epoch)) if before in HELD else None
     job.status = to.value
     job.reason_code, job.reason_message = (reason.code, reason.message) if reason else (None, None)
-    if before in HELD and to not in HELD:
-        attempt = session.get_one(AttemptRow, (job.id, job.epoch))
+    if attempt and to not in HELD:
         attempt.ended_at, attempt.outcome, attempt.message = now, outcome or to.value, message
         job.worker = job.lease_until = None
     if to.is_terminal:

@@ -1,0 +1,127 @@
+"""Sessions, the database's clock and the translation of its errors, on SQLite and PostgreSQL."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, text
+
+from foundry.errors import DatabaseUnavailable, InvalidSettings
+from foundry.store.database import Database, db_now
+from foundry.store.tables import ProjectRow
+from tests.servers import Postgres
+
+
+def test_clock_gives_seconds_since_1970_with_fractions(database: Database) -> None:
+    with database.read() as session:
+        first = session.scalars(select(db_now())).one()
+    time.sleep(0.02)
+    with database.read() as session:
+        second = session.scalars(select(db_now())).one()
+    assert abs(first - time.time()) < 5
+    assert 0.015 < second - first < 2
+
+
+@pytest.mark.integration
+def test_clock_moves_within_a_postgresql_transaction(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    with database.write() as session:
+        first = session.scalars(select(db_now())).one()
+        time.sleep(0.02)
+        assert session.scalars(select(db_now())).one() > first
+    database.close()
+
+
+def test_write_leaves_nothing_when_the_block_raises(database: Database) -> None:
+    with pytest.raises(RuntimeError), database.write() as session:
+        session.add(ProjectRow(id="prj_1", name="one", created_at=0.0))
+        session.flush()
+        raise RuntimeError
+    with database.read() as session:
+        assert session.scalars(select(ProjectRow)).all() == []
+
+
+def test_text_that_postgresql_refuses_is_stored_alike_everywhere(database: Database) -> None:
+    with database.write() as session:
+        session.add(ProjectRow(id="prj_1", name="a\0b \ud800 é 😀", created_at=0.0))
+    with database.read() as session:
+        assert session.scalars(select(ProjectRow.name)).one() == "a�b � é 😀"
+        assert session.scalars(select(ProjectRow.id).where(ProjectRow.id == "prj\0")).all() == []
+
+
+def test_ping_passes_when_the_schema_is_the_newest(database: Database) -> None:
+    database.ping()
+
+
+def test_ping_names_the_command_when_the_schema_is_missing(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'new' / 'empty.db'}")
+    with pytest.raises(DatabaseUnavailable, match="alembic upgrade head"):
+        database.ping()
+    database.close()
+
+
+def test_database_is_unavailable_when_the_file_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "broken.db"
+    path.write_bytes(b"this is no database" * 100)
+    database = Database(f"sqlite:///{path}")
+    with pytest.raises(DatabaseUnavailable, match=r"broken\.db"):
+        database.ping()
+    database.close()
+
+
+def test_database_is_unavailable_without_its_password_when_nobody_listens() -> None:
+    database = Database("postgresql://me:hidden@127.0.0.1:1/foundry")
+    with pytest.raises(DatabaseUnavailable, match=r"127\.0\.0\.1") as raised:
+        database.ping()
+    assert "hidden" not in raised.value.message
+    database.close()
+
+
+@pytest.mark.integration
+def test_session_is_unavailable_once_and_works_again_when_the_server_drops_its_connections(
+    postgres: Postgres, postgres_url: str
+) -> None:
+    database = Database(postgres_url)
+    with pytest.raises(DatabaseUnavailable), database.write() as session:
+        session.execute(text("SELECT 1"))
+        postgres.drop_connections()
+        session.execute(text("SELECT 1"))
+    database.ping()
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["", "nonsense", "mysql://host/name", "sqlite://", "sqlite:///:memory:", "oracle9://x/y"]
+)
+def test_database_url_is_refused_with_the_two_that_work(url: str) -> None:
+    with pytest.raises(InvalidSettings, match="FOUNDRY_DATABASE_URL"):
+        Database(url)
+
+
+def test_sqlite_is_set_up_to_survive_a_power_cut(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    with database.read() as session:
+        assert session.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert session.scalar(text("PRAGMA synchronous")) == 2  # FULL
+        assert session.scalar(text("PRAGMA foreign_keys")) == 1
+    database.close()
+
+
+def test_writers_wait_for_each_other_when_they_read_before_they_write(database: Database) -> None:
+    with database.write() as session:
+        session.add(ProjectRow(id="prj_1", name="", created_at=0.0))
+
+    def append(letter: str) -> None:
+        with database.write() as session:
+            project = session.get_one(ProjectRow, "prj_1", with_for_update=True)
+            time.sleep(0.01)
+            project.name += letter
+
+    threads = [threading.Thread(target=append, args=(letter,)) for letter in "abcdefgh"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with database.read() as session:
+        assert sorted(session.scalars(select(ProjectRow.name)).one()) == list("abcdefgh")
