@@ -1,0 +1,121 @@
+"""The migrations give the schema that the tables describe, up and down, on both databases."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, inspect
+
+from foundry.errors import DatabaseUnavailable
+from foundry.store.database import Database
+from foundry.store.tables import Row
+from tests import factories
+from tests.servers import Postgres
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database of each kind without a schema."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'new.db'}"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return postgres.new_database()
+
+
+def tables(database: Database) -> set[str]:
+    with database.schema_change() as connection:
+        return set(inspect(connection).get_table_names())
+
+
+def test_upgrade_gives_exactly_the_tables_of_the_code(empty_url: str) -> None:
+    database = Database(empty_url)
+    database.upgrade()
+    with database.schema_change() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), Row.metadata)
+        checks = {str(check["name"]) for check in inspect(connection).get_check_constraints("jobs")}
+    assert differences == []
+    assert checks == {"ck_jobs_status_known", "ck_jobs_lease_while_held"}  # alembic does not compare these
+    database.ping()
+    database.close()
+
+
+def test_downgrade_to_base_removes_every_table_and_upgrade_brings_them_back(empty_url: str) -> None:
+    database = Database(empty_url)
+    database.upgrade()
+    factories.project(database)
+    database.downgrade("base")
+    assert tables(database) <= {"alembic_version"}
+    with pytest.raises(DatabaseUnavailable):
+        database.ping()
+    database.upgrade()
+    database.ping()
+    assert {table.name for table in Row.metadata.sorted_tables} <= tables(database)
+    database.close()
+
+
+def test_upgrade_keeps_rows_when_there_is_nothing_to_do(empty_url: str) -> None:
+    database = Database(empty_url)
+    database.upgrade()
+    project_id = factories.project(database)
+    database.upgrade()
+    assert factories.project(database) == project_id
+    database.close()
+
+
+def test_upgrade_is_done_once_when_four_processes_start_together(empty_url: str) -> None:
+    errors: list[BaseException] = []
+
+    def upgrade() -> None:
+        database = Database(empty_url)
+        try:
+            database.upgrade()
+            database.ping()
+        except BaseException as error:  # a thread's own exception would only be printed
+            errors.append(error)
+        finally:
+            database.close()
+
+    threads = [threading.Thread(target=upgrade) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_alembic_command_does_the_same_from_the_checkout(empty_url: str) -> None:
+    environment = os.environ | {"FOUNDRY_DATABASE_URL": empty_url}
+    for arguments in (["upgrade", "head"], ["check"]):
+        subprocess.run([sys.executable, "-m", "alembic", *arguments], cwd=ROOT, env=environment, check=True, timeout=60)
+    database = Database(empty_url)
+    database.ping()
+    database.close()
+
+
+def test_sqlite_refuses_rows_that_point_nowhere_after_a_schema_change(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'new.db'}")
+    database.upgrade()
+    with pytest.raises(Exception, match="FOREIGN KEY"), database.write() as session:
+        session.connection().exec_driver_sql("INSERT INTO api_keys VALUES ('key_1', 'prj_none', 'x', 'x', 0, NULL)")
+    database.close()
+
+
+def test_failed_migration_leaves_the_schema_as_it_was(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    engine = create_engine(url)
+    with engine.begin() as connection:  # in the way of the last table that the first revision makes
+        connection.exec_driver_sql("CREATE TABLE variant_files (id TEXT)")
+    engine.dispose()
+    database = Database(url)
+    with pytest.raises(DatabaseUnavailable, match="already exists"):
+        database.upgrade()
+    assert tables(database) == {"variant_files"}
+    database.close()

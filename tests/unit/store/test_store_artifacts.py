@@ -1,0 +1,91 @@
+"""The contract of `ArtifactStore`. An implementation gives a fixture and passes."""
+
+import hashlib
+import threading
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import pytest
+
+from foundry.errors import ArtifactDamaged, NotFound, StorageFull
+from foundry.store.artifacts import ArtifactStore, LocalArtifacts, storage_errors
+
+CONTENT = b"weights" * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class ArtifactStoreContract(ABC):
+    """What holds of every place that keeps bytes."""
+
+    @pytest.fixture
+    @abstractmethod
+    def artifacts(self, tmp_path: Path) -> ArtifactStore:
+        """An empty store."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        """A file to be kept."""
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(CONTENT)
+        return path
+
+    def test_put_keeps_a_copy_under_its_digest(self, artifacts: ArtifactStore, file: Path) -> None:
+        assert artifacts.put(file) == (SHA256, len(CONTENT))
+        file.write_bytes(b"changed later")
+        assert artifacts.path(SHA256).read_bytes() == CONTENT
+        with artifacts.open(SHA256) as kept:
+            assert kept.read() == CONTENT
+        assert artifacts.exists(SHA256)
+
+    def test_put_is_the_same_when_done_twice(self, artifacts: ArtifactStore, file: Path) -> None:
+        assert artifacts.put(file) == artifacts.put(file, sha256=SHA256)
+        assert artifacts.path(SHA256).read_bytes() == CONTENT
+
+    def test_put_keeps_an_empty_file(self, artifacts: ArtifactStore, file: Path) -> None:
+        file.write_bytes(b"")
+        blob = artifacts.put(file)
+        assert blob == (hashlib.sha256().hexdigest(), 0)
+        assert artifacts.path(blob.sha256).read_bytes() == b""
+
+    def test_put_keeps_nothing_when_the_digest_differs(self, artifacts: ArtifactStore, file: Path) -> None:
+        with pytest.raises(ArtifactDamaged, match=r"model\.safetensors"):
+            artifacts.put(file, sha256="0" * 64)
+        assert not artifacts.exists(SHA256) and not artifacts.exists("0" * 64)
+
+    def test_put_by_eight_threads_keeps_one_whole_copy(self, artifacts: ArtifactStore, file: Path) -> None:
+        threads = [threading.Thread(target=artifacts.put, args=(file,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert artifacts.path(SHA256).read_bytes() == CONTENT
+
+    @pytest.mark.parametrize("name", ["f" * 64, "", "../../etc/passwd", "A" * 64, "a" * 63, "a" * 64 + "\n"])
+    def test_unknown_or_strange_name_is_not_found(self, artifacts: ArtifactStore, name: str) -> None:
+        for read in (artifacts.path, artifacts.open):
+            with pytest.raises(NotFound):
+                read(name)
+
+
+class TestLocalArtifacts(ArtifactStoreContract):
+    @pytest.fixture
+    def artifacts(self, tmp_path: Path) -> LocalArtifacts:
+        return LocalArtifacts(tmp_path / "artifacts")
+
+    def test_nothing_is_left_aside_after_success_or_failure(
+        self, artifacts: LocalArtifacts, file: Path, tmp_path: Path
+    ) -> None:
+        artifacts.put(file)
+        with pytest.raises(ArtifactDamaged):
+            artifacts.put(file, sha256="0" * 64)
+        kept = [path.relative_to(tmp_path) for path in (tmp_path / "artifacts").rglob("*") if path.is_file()]
+        assert kept == [Path("artifacts/blobs") / SHA256[:2] / SHA256]
+
+    def test_blob_cannot_be_written_to_by_mistake(self, artifacts: LocalArtifacts, file: Path) -> None:
+        artifacts.put(file)
+        assert artifacts.path(SHA256).stat().st_mode & 0o222 == 0
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+    def test_full_disk_is_storage_full_with_the_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(StorageFull, match=str(tmp_path)), storage_errors(tmp_path):
+            Path("/dev/full").write_bytes(CONTENT)
