@@ -73,7 +73,7 @@ def make_exam(
 
 
 def _passages(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, wanted: int) -> list[Encoded]:
-    """Pieces of held-out documents in which something counts: one of each document, more only when those are too few."""
+    """Pieces of held-out documents in which something counts: one of each, more only when those are too few."""
     first: list[Encoded] = []
     more: list[Encoded] = []
     for document in encode(corpus.held_out, tokenizer):

@@ -15,8 +15,9 @@ from foundry.engine.export.exam import Exam
 from foundry.engine.export.runtime import Answers, Continuation
 from foundry.errors import ExportFailed
 
-TIE_NATS = 0.02
-"""Two tokens closer than this are a tie that rounding may break: an f16 cache moves logits by up to that."""
+_TIE_NATS = (0.02, 0.1)
+"""Two tokens closer than the first figure are a tie that rounding may break: an f16 cache moves logits by up to that.
+Where the file's own rounding is larger, as in an untrained model, a tie is wider, but never wider than the second."""
 _SIGMAS = 3.0
 
 
@@ -59,7 +60,9 @@ class Findings:
 def compare_answers(form: str, answers: Answers, reference: Answers, exam: Exam) -> Findings:
     """Judge a file by what its runtime said. Raises `ExportFailed` with the first thing that is wrong."""
     _same_tokens(answers, reference, exam.questions.texts)
-    equal = [_equal_tokens(form, *pair) for pair in zip(answers.continuations, reference.continuations, strict=True)]
+    tie_nats = _tie_nats(_differences(answers, reference))
+    pairs = zip(answers.continuations, reference.continuations, strict=True)
+    equal = [_equal_tokens(form, mine, theirs, tie_nats) for mine, theirs in pairs]
     findings = findings_of(answers, reference, exam, min(equal))
     _within_bounds(form, findings, _differences(answers, reference))
     return findings
@@ -101,13 +104,19 @@ def _excerpt(mine: Sequence[int], theirs: Sequence[int]) -> str:
     return f"{list(mine[at : at + 6])} where {list(theirs[at : at + 6])} are expected, from token {at} on"
 
 
-def _equal_tokens(form: str, answer: Continuation, reference: Continuation) -> int:
+def _tie_nats(differences_T: np.ndarray) -> float:
+    """Six standard deviations of the rounding: about four of the difference of two logits."""
+    least, most = _TIE_NATS
+    return min(most, max(least, 6 * float(differences_T.std())))
+
+
+def _equal_tokens(form: str, answer: Continuation, reference: Continuation, tie_nats: float) -> int:
     """How many greedy tokens are equal. Raises for a format that must be exact, unless the reference is at a tie."""
     pairs = zip(answer.tokens, reference.tokens, strict=True)
     at = next((i for i, (mine, theirs) in enumerate(pairs) if mine != theirs), len(reference.tokens))
     if at == len(reference.tokens) or form != _EXACT:
         return at
-    tie = answer.tokens[at] == reference.seconds[at] and reference.margins[at] < TIE_NATS
+    tie = answer.tokens[at] == reference.seconds[at] and reference.margins[at] < tie_nats
     if not tie:
         raise ExportFailed(
             f"its runtime continues a prompt differently from token {at} on: {answer.tokens[at]} where transformers "
