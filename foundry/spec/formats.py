@@ -58,8 +58,8 @@ def gguf_type(weight: Weight, size: tuple[int, ...], boosted: bool, shape: Shape
     """The type for a table row of this size. `boosted` says whether the layer is one of those that get more bits.
 
     As in llama.cpp's `_m` mixes, the matrices that suffer most get two bits more: the output head (or the embedding
-    that doubles as one), and the value and down projections of the first and last eighth of the layers and of every third
-    between.
+    that doubles as one), and the value and down projections of the first and last eighth of the layers and of
+    every third between.
     """
     if len(size) == 1:
         return "F32"
