@@ -1,5 +1,6 @@
 """Whether a job can be done at all, found out before anything is written: headers are read, sizes are added up."""
 
+import os
 from pathlib import Path
 
 from api.state import state
@@ -64,21 +65,23 @@ def _open_teacher(teacher: str, settings: Settings) -> Checkpoint:
     The place is judged with every link resolved and before anything is read, so that no path can be probed.
     """
     for root in settings.teacher_roots:
-        folder = _resolved(root / Path(teacher).expanduser())
-        if folder is not None and folder.is_relative_to(root) and (folder.exists() or len(settings.teacher_roots) == 1):
+        folder = _resolved(root, teacher)
+        if folder is not None and os.path.isdir(folder):
             return open_checkpoint(folder)
     raise TeacherNotFound(
-        f"teacher {teacher!r:.200} is not a folder {_below_roots(settings)}; give such a folder, "
-        "or ORG/NAME on the model hub",
+        f"there is no folder {teacher!r:.200} {_below_roots(settings)}; give one that holds config.json and "
+        "model.safetensors, or ORG/NAME on the model hub",
         pointer="/teacher",
     )
 
 
-def _resolved(path: Path) -> Path | None:
+def _resolved(root: Path, teacher: str) -> Path | None:
+    """The folder without any link; None when it is not below the root, or cannot be a path."""
     try:
-        return path.resolve()
+        folder = (root / teacher).resolve()
     except (OSError, ValueError, RuntimeError):
         return None
+    return folder if folder.is_relative_to(root) else None
 
 
 def _below_roots(settings: Settings) -> str:

@@ -74,7 +74,7 @@ def complete(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _one_name_each(spec: dict[str, Any]) -> dict[str, Any]:
-    """APIFlask names a schema after the one that refers to it (Job.JobSpec, PageOfJob.JobSpec): here both are JobSpec."""
+    """APIFlask names a schema after the one that refers to it (Job.JobSpec, PageOfJob.JobSpec); both become JobSpec."""
     prefix = '"#/components/schemas/'
     renamed: dict[str, Any] = json.loads(re.sub(rf'{prefix}\w+\.(\w+)"', rf'{prefix}\1"', json.dumps(spec)))
     schemas: dict[str, Any] = {}

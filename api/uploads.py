@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from tempfile import mkdtemp
 
 from flask import request
-from werkzeug.exceptions import UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
 from foundry.intake.documents import JSONL_SUFFIXES
 from foundry.store.artifacts import storage_errors
@@ -25,7 +25,7 @@ _ABANDONED_S = 24 * 3600
 def received_body(settings: Settings, name: str) -> Iterator[Path]:
     """The body as a file named data.jsonl or data.txt, by `name` or Content-Type.
 
-    Raises 413 beyond `max_upload_bytes`, 415 for media types that are not text, `StorageFull` when the disk is.
+    Raises 400 when it ends early, 413 beyond `max_upload_bytes`, 415 for what is not text, and `StorageFull`.
     """
     if (request.mimetype and request.mimetype not in MEDIA_TYPES) or "Content-Encoding" in request.headers:
         raise UnsupportedMediaType(
@@ -42,6 +42,9 @@ def received_body(settings: Settings, name: str) -> Iterator[Path]:
         with storage_errors(incoming), path.open("xb") as file:
             while chunk := request.stream.read(_CHUNK_BYTES):
                 file.write(chunk)
+            received = file.tell()
+        if request.content_length not in (None, received):  # gunicorn ends the stream without a word
+            raise BadRequest(f"the body ended after {received:,} of {request.content_length:,} bytes; send it again")
         yield path
     finally:
         shutil.rmtree(folder, ignore_errors=True)
