@@ -35,7 +35,7 @@ def submit(
     with _service() as foundry:
         if Path(request.data).is_file():
             dataset = foundry.datasets.upload(request.data)
-            what = f"{dataset.documents:,} documents, {render.size(dataset.bytes)}"
+            what = f"{dataset.documents:,} document{'s' * (dataset.documents != 1)}, {render.size(dataset.bytes)}"
             render.say(f"uploaded {request.data} as {dataset.id}: {what}")
             request = request.model_copy(update={"data": dataset.id})
         job = foundry.jobs.create(request)

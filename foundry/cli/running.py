@@ -41,6 +41,7 @@ def run_here(spec: JobSpec, folder: Path, device: str | None) -> list[tuple[Path
     for module in ("torch", "transformers"):
         if find_spec(module) is None:
             raise MissingExtra(module, "engine")
+    _refuse_strangers(folder)
     inputs = check(spec)
     with _only_run_in(folder):
         workspace = open_workspace(folder, spec, inputs)
@@ -71,10 +72,6 @@ def check(spec: JobSpec) -> Inputs:
 def open_workspace(folder: Path, spec: JobSpec, inputs: Inputs) -> Workspace:
     """The run's folder, new or begun; raise `StateConflict` when it belongs to something else."""
     if not (folder / "spec.json").exists():
-        if strangers := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
-            raise StateConflict(
-                f"{folder} holds other things ({', '.join(strangers[:3])}); name a new or empty folder with -o"
-            )
         return Workspace.create(folder, spec, inputs)
     begun = Workspace(folder)
     try:
@@ -93,12 +90,25 @@ def open_workspace(folder: Path, spec: JobSpec, inputs: Inputs) -> Workspace:
     return begun
 
 
+def _refuse_strangers(folder: Path) -> None:
+    """A run writes into a folder of its own. Hidden files are left by file managers, inputs.json alone by a crash."""
+    if not folder.is_dir() or (folder / "spec.json").exists():
+        return
+    if strangers := sorted(
+        path.name for path in folder.iterdir() if path.name[0] != "." and path.name != "inputs.json"
+    ):
+        held = ", ".join(strangers[:3])
+        raise StateConflict(f"{folder} holds other things ({held}); name a new or empty folder with -o")
+
+
 def _carry_out(spec: JobSpec, workspace: Workspace, context: "RunContext") -> None:
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from foundry.engine import pipeline
     from foundry.engine.context import Stopped
 
+    disable_progress_bar()  # theirs would be drawn over ours
     try:
         pipeline.run(spec, workspace, context)
     except Stopped:

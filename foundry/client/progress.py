@@ -70,8 +70,8 @@ class RunProgress:
         """Take one event of the run."""
         if event.type is EventType.PROGRESS:
             self._advance(event.data)
-        elif event.level != "debug":
-            self._console.print(Text(event.message, style=_STYLES[event.level]))
+        elif event.level != "debug" and event.type is not EventType.CHECKPOINT:  # those come by the hundred
+            self._console.print(Text(event.message, style=_STYLES[event.level]), soft_wrap=True)
         if (
             event.type is EventType.STAGE_COMPLETED
             and (task := self._tasks.pop(str(event.data.get("stage")), None)) is not None
@@ -91,7 +91,8 @@ class RunProgress:
         part = step * _LINES_PER_STAGE // steps if steps else 0
         if part != self._printed.get(stage, -1):
             self._printed[stage] = part
-            self._console.print(Text("  ".join(filter(None, (f"{stage} {step:,}/{steps:,}", figures(data))))))
+            line = "  ".join(filter(None, (f"{stage} {step:,}/{steps:,}", figures(data))))
+            self._console.print(Text(line), soft_wrap=True)
 
 
 def figures(data: Mapping[str, Any]) -> str:

@@ -1,0 +1,46 @@
+"""A whole local run on a tiny genuine model, interrupted and started again."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import tiny
+from tests.integration.cli.upped import command, wait_for
+
+pytestmark = pytest.mark.integration
+
+
+def test_run_stops_with_a_checkpoint_on_ctrl_c_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    tiny.save(tmp_path / "teacher")
+    tiny.write_texts(tmp_path / "text.jsonl", 400)
+    spec = {
+        "teacher": "./teacher",
+        "data": "./text.jsonl",
+        "targets": [{"name": "kiosk", "max_params": 30_000}],
+        "prune": {"calibration_tokens": 2048, "candidates": 1},
+        "evaluate": {"tokens": 1024},
+        "distill": {"tokens": 6000, "checkpoint_steps": 2},
+        "formats": ["safetensors"],
+    }
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    again = command("run", "spec.yaml", "-o", "out", "--device", "cpu")
+
+    checkpoints = tmp_path / "out" / "stages" / "distill" / "checkpoints"
+    with (tmp_path / "errors").open("wb") as errors:
+        run = subprocess.Popen(again, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=errors)
+        wait_for(lambda: run.poll() is not None or any(checkpoints.glob("step-*")))
+        run.send_signal(signal.SIGINT)
+        assert run.wait(30) == 130
+    assert "Run the same command again to go on" in (tmp_path / "errors").read_text()
+
+    ended = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert "resumed at step" in ended.stderr and "Loading weights" not in ended.stderr
+    variant = tmp_path / ended.stdout.splitlines()[-1]
+    manifest = json.loads((variant / "manifest.json").read_text())
+    assert manifest["parameters"] <= 30_000 and (variant / "safetensors" / "model.safetensors").is_file()
+    assert "distilled" in ended.stdout and "perplexity" in ended.stdout
