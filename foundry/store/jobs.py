@@ -128,10 +128,10 @@ class Jobs:
             status = session.scalar(beat)
         if status is None:
             raise _lost(claim)
-        return Orders(cancel=status == Status.CANCELLING, pause=status == Status.PAUSING)
+        return _orders(status)
 
-    def append(self, claim: Claim, said: Sequence[RunEvent]) -> None:
-        """Add what the run said to the history, and show it on the job."""
+    def append(self, claim: Claim, said: Sequence[RunEvent]) -> Orders:
+        """Add what the run said to the history, show it on the job, and learn what the user asked."""
         if foreign := [event.type for event in said if event.type not in history.RUN_EVENTS]:
             raise ValueError(f"a run cannot say {foreign[0]}: that event belongs to a transition")
         with self._database.write() as session:
@@ -139,6 +139,7 @@ class Jobs:
             for event in said:
                 history.follow(session, job, event)
             history.append(session, job, said, _now(session))
+            return _orders(job.status)
 
     def succeed(self, claim: Claim, variants: Sequence[NewVariant]) -> Job:
         """Publish the variants and end the job, all at once or not at all."""
@@ -246,6 +247,10 @@ def _held(session: Session, claim: Claim) -> JobRow:
     if job is None:
         raise _lost(claim)
     return job
+
+
+def _orders(status: str) -> Orders:
+    return Orders(cancel=status == Status.CANCELLING, pause=status == Status.PAUSING)
 
 
 def _lost(claim: Claim) -> LeaseLost:

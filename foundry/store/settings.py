@@ -1,6 +1,7 @@
 """What an operator may set. Read from the environment at the entry points of api and workers, and nowhere else."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -39,6 +40,9 @@ class Settings(BaseSettings):
     """How often an idle worker without a broker looks for a queued job."""
     stop_grace_s: Seconds = 30.0
     """How long a run may take to write a checkpoint before it is killed."""
+    run_command: Annotated[tuple[str, ...], NoDecode] = ()
+    """What starts a run, with its workspace added at the end, as in a shell; by default the engine under this Python.
+    The place for a wrapper that limits memory or enters a container."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """Attempts without progress, one after the other, after which a job fails."""
     max_upload_bytes: Annotated[int, Field(gt=0)] = 20_000_000_000
@@ -68,6 +72,11 @@ class Settings(BaseSettings):
                 "one late heartbeat must not cost a healthy run its job"
             )
         return self
+
+    @field_validator("run_command", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return tuple(shlex.split(value)) if isinstance(value, str) else value
 
     @field_validator("teacher_roots")
     @classmethod

@@ -1,0 +1,57 @@
+"""The work folder of a job: WORK/JOB/EPOCH, one level for each attempt, taken over by renaming."""
+
+import os
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from foundry.engine.workspace import Inputs, Workspace, sync
+from foundry.store.artifacts import storage_errors
+from foundry.store.datasets import Datasets
+from foundry.store.records import Claim
+
+
+def prepare(work: Path, claim: Claim, datasets: Datasets) -> Workspace:
+    """The workspace of this attempt, with all that the attempt before left in it.
+
+    Renaming takes the paths away from a run of an older attempt that does not know yet that it is over: whatever it
+    writes from now on lands nowhere. Raises `NotFound` for the data and `StorageFull`.
+    """
+    job = work / claim.job_id
+    root = job / str(claim.epoch)
+    dataset = datasets.get(claim.project_id, claim.inputs.dataset_id)
+    data = job / ("data.jsonl" if dataset.format == "jsonl" else "data.txt")
+    with storage_errors(work):
+        job.mkdir(parents=True, exist_ok=True)
+        _link(data, datasets.file(claim.project_id, dataset.id))
+        earlier = sorted((path for path in job.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+        if earlier:
+            earlier.pop().rename(root)
+        for left in earlier:  # made again by a run that had lost its folder
+            shutil.rmtree(left, ignore_errors=True)
+        sync(job)
+        inputs = Inputs(teacher=claim.inputs.teacher, data=str(data), data_sha256=claim.inputs.data_sha256)
+        return Workspace.create(root, claim.spec, inputs)
+
+
+def remove(work: Path, job_id: str) -> None:
+    """The job has ended: nothing in its folder is needed any more."""
+    shutil.rmtree(work / job_id, ignore_errors=True)
+
+
+def sweep(work: Path, ended_among: Callable[[list[str]], Collection[str]]) -> list[str]:
+    """Remove what jobs left that ended without a worker, such as one cancelled while it was paused."""
+    if not work.is_dir():
+        return []
+    ended = sorted(ended_among([path.name for path in work.iterdir() if path.is_dir()]))
+    for job_id in ended:
+        remove(work, job_id)
+    return ended
+
+
+def _link(link: Path, target: Path) -> None:
+    """Make `link` point to `target`, whatever it was before. No copy: data can be large and never changes."""
+    aside = link.with_name(f".{link.name}.{os.getpid()}.partial")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(target)
+    aside.replace(link)

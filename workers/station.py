@@ -1,0 +1,37 @@
+"""Everything a worker needs, put together from the settings; shared by the embedded worker and Celery's tasks."""
+
+import os
+import socket
+from dataclasses import dataclass
+
+from foundry.store.artifacts import LocalArtifacts
+from foundry.store.database import Database
+from foundry.store.datasets import Datasets
+from foundry.store.jobs import Jobs
+from foundry.store.settings import Settings
+from workers.supervisor import RUN, StopSignal, Supervisor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Station:
+    """One process's connections. Not to be used in a process forked from the one that opened it."""
+
+    name: str
+    """Of the worker, as attempts and events show it."""
+    settings: Settings
+    database: Database
+    jobs: Jobs
+    supervisor: Supervisor
+
+
+def open_station(settings: Settings, stopping: StopSignal) -> Station:
+    """Connect; raise `DatabaseUnavailable` when the database is not there or not migrated."""
+    database = Database(settings.database_url)
+    database.ping()
+    artifacts = LocalArtifacts(settings.artifacts)
+    jobs = Jobs(database, settings)
+    supervisor = Supervisor(
+        settings, jobs, Datasets(database, artifacts), artifacts, stopping=stopping, command=settings.run_command or RUN
+    )
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    return Station(name=name, settings=settings, database=database, jobs=jobs, supervisor=supervisor)

@@ -1,0 +1,157 @@
+"""Carries out one claimed job: a folder, a process, a courier; then what became of it, in one fenced write."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from foundry.engine.workspace import Workspace
+from foundry.errors import (
+    ArtifactDamaged,
+    DatabaseUnavailable,
+    FoundryError,
+    IllegalTransition,
+    LeaseLost,
+    OperatorError,
+    StorageFull,
+)
+from foundry.spec.job import is_hub_id
+from foundry.spec.resources import Job, Reason
+from foundry.store.artifacts import ArtifactStore
+from foundry.store.datasets import Datasets
+from foundry.store.jobs import Jobs
+from foundry.store.records import Claim, NewVariant
+from foundry.store.settings import Settings
+from workers import folders
+from workers.courier import Courier
+from workers.ending import Ending, Fail, Lose, Pause, Publish, Release, ending_of
+from workers.process import RunProcess, run_environment
+from workers.publish import store_variants
+from workers.relay import Relay
+
+RUN = (sys.executable, "-m", "foundry.engine.run")
+_TICK_S = 0.1
+_RETRY_S = 1.0
+_log = structlog.get_logger()
+
+
+class StopSignal(Protocol):
+    """Set once this worker has to end: `threading.Event`, or one shared between processes."""
+
+    def is_set(self) -> bool: ...
+
+
+class Supervisor:
+    """One worker's way to carry out jobs, one at a time for each call of `run`."""
+
+    def __init__(
+        self, settings: Settings, jobs: Jobs, datasets: Datasets, artifacts: ArtifactStore, *,
+        stopping: StopSignal, command: Sequence[str] = RUN,
+    ) -> None:  # fmt: skip
+        self._settings = settings
+        self._jobs = jobs
+        self._datasets = datasets
+        self._artifacts = artifacts
+        self._stopping = stopping
+        self._command = command
+
+    def run(self, claim: Claim) -> None:
+        """From the claim to its end. Returns when nothing of the run is left; raises nothing that a job can cause."""
+        relay = Relay()
+        with (
+            structlog.contextvars.bound_contextvars(job_id=claim.job_id, attempt=claim.epoch),
+            Courier(self._jobs, claim, relay, self._settings) as courier,
+        ):
+            _log.info("claimed", worker=claim.worker)
+            try:
+                ending = self._carry_out(claim, courier, relay)
+                job = self._settle(claim, courier, ending)
+            except LeaseLost as error:
+                _log.warning("nothing more is written", why=error.message)
+                return
+            except Exception:
+                _log.exception("the ending could not be written; the job is freed when the lease ends")
+                return
+            _log.info("settled", ending=type(ending).__name__, status=job.status)
+            if job.is_terminal:
+                folders.remove(self._settings.work, claim.job_id)
+
+    def _carry_out(self, claim: Claim, courier: Courier, relay: Relay) -> Ending:
+        try:
+            workspace = folders.prepare(self._settings.work, claim, self._datasets)
+            return self._watch(workspace, claim, courier, relay)
+        except StorageFull as error:
+            return Pause(Reason(code=error.code, message=error.message))
+        except LeaseLost:
+            raise
+        except DatabaseUnavailable as error:
+            return Release(error.message)
+        except FoundryError as error:
+            return Fail(Reason(code=error.code, message=error.message))
+        except Exception as error:
+            _log.exception("the supervisor failed")
+            return Lose(Reason(code="worker_failed", message=f"the worker failed: {type(error).__name__}: {error}"))
+
+    def _watch(self, workspace: Workspace, claim: Claim, courier: Courier, relay: Relay) -> Ending:
+        """Start the run and stay with it to its end; raise `LeaseLost` when it had to be killed for the lease."""
+        environment = run_environment(os.environ, hub=is_hub_id(claim.inputs.teacher))
+        kill_at: float | None = None
+        with RunProcess(self._command, workspace.root, environment=environment, hear=relay.hear) as run:
+            _log.info("run started", pid=run.pid)
+            while (status := run.wait(_TICK_S)) is None:
+                if courier.is_fenced:
+                    raise courier.fenced()
+                if kill_at is None and self._must_stop(courier):
+                    run.ask_to_stop()
+                    kill_at = time.monotonic() + self._settings.stop_grace_s
+                elif kill_at is not None and time.monotonic() > kill_at:
+                    _log.warning("the run did not stop in time and is killed")
+                    run.kill()
+        relay.end()
+        courier.deliver_all()
+        _log.info("run ended", status=status, last_lines=run.last_lines()[-5:])
+        return ending_of(status, asked=kill_at is not None, said=relay.last_error, last_lines=run.last_lines())
+
+    def _must_stop(self, courier: Courier) -> bool:
+        return self._stopping.is_set() or courier.orders.cancel or courier.orders.pause
+
+    def _settle(self, claim: Claim, courier: Courier, ending: Ending) -> Job:
+        """Write the ending; while the database is away try again for as long as the lease is ours."""
+        variants: tuple[NewVariant, ...] = ()
+        while not courier.is_fenced:
+            try:
+                if isinstance(ending, Publish) and not variants:
+                    ending, variants = self._checked(claim)
+                return self._write(claim, ending, variants)
+            except IllegalTransition:
+                # The user was quicker: what he asked for is what happens.
+                ending = Release("stopped as asked")
+            except OperatorError as error:
+                _log.warning("the database does not take the ending; trying again", error=error.message)
+                time.sleep(_RETRY_S)
+        raise courier.fenced()
+
+    def _checked(self, claim: Claim) -> tuple[Ending, tuple[NewVariant, ...]]:
+        workspace = Workspace(self._settings.work / claim.job_id / str(claim.epoch))
+        try:
+            return Publish(), store_variants(workspace, claim.spec, self._artifacts)
+        except StorageFull as error:
+            return Pause(Reason(code=error.code, message=error.message)), ()
+        except (ArtifactDamaged, OSError) as error:
+            return Fail(Reason(code="invalid_result", message=str(error))), ()
+
+    def _write(self, claim: Claim, ending: Ending, variants: Sequence[NewVariant]) -> Job:
+        match ending:
+            case Publish():
+                return self._jobs.succeed(claim, variants)
+            case Fail(reason):
+                return self._jobs.fail(claim, reason)
+            case Pause(reason):
+                return self._jobs.paused(claim, reason)
+            case Release(message):
+                return self._jobs.release(claim, message)
+            case Lose(reason):
+                return self._jobs.lose(claim, reason.message, code=reason.code)
