@@ -33,6 +33,7 @@ def create_app(settings: Settings) -> APIFlask:
         static_folder=None,  # type: ignore[arg-type]
     )
     app.description = DESCRIPTION
+    app.url_map.merge_slashes = False  # a redirect would answer before anyone asked for the key
     app.config.update(
         MAX_CONTENT_LENGTH=_LARGEST_JSON_BYTES,  # uploads set their own
         OPENAPI_VERSION="3.1.0",  # whose schemas are JSON Schema, as pydantic writes them

@@ -12,13 +12,18 @@ _log = structlog.get_logger()
 _PATIENCE_S = 2.0
 """A broker that takes longer than this is as good as down: the workers' own loop finds the job."""
 
+_ONCE_MORE = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+"""The connection that is kept open may be from before the broker's restart."""
+
 
 def ring(broker_url: str | None, job_id: str) -> None:
     """Send the job's id to the workers; without a broker they poll. Never raises."""
     if broker_url is None:
         return
     try:
-        _celery(broker_url).send_task("workers.tasks.customize", args=[job_id], ignore_result=True, retry=False)
+        _celery(broker_url).send_task(
+            "workers.tasks.customize", args=[job_id], ignore_result=True, retry_policy=_ONCE_MORE
+        )
     except Exception as error:  # kombu raises whatever its transport raises, and the job is safe in any case
         _log.warning(
             "the broker was not reached; workers will find the job by themselves", job_id=job_id, error=repr(error)

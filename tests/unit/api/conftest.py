@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from tests.serving import Serving, problem_of
 
 
 @pytest.fixture
-def serving(tmp_path: Path) -> Iterator[Serving]:
+def serving(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Serving]:
     made = Serving(tmp_path)
+    made.settings.home.mkdir()
+    shutil.copy(migrated_sqlite, made.settings.home / "foundry.db")
     yield made
     made.memory.database.close()
 

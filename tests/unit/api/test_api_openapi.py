@@ -1,0 +1,105 @@
+"""The OpenAPI document: made from the code, whole, and without a reference that leads nowhere."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from api.auth import OPEN_ENDPOINTS
+
+
+@pytest.fixture
+def spec(anonymous: FlaskClient) -> dict[str, Any]:
+    found: dict[str, Any] = anonymous.get("/openapi.json").get_json()
+    return found
+
+
+def _operations(spec: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, operations in spec["paths"].items():
+        for method, operation in operations.items():
+            yield path, method, operation
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _references(item)
+
+
+def test_the_document_has_every_route_and_no_other(app: Flask, spec: dict[str, Any]) -> None:
+    routed = {
+        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
+        for rule in app.url_map.iter_rules()
+        if rule.endpoint not in ("openapi.spec", "docs.page")
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    assert {(path, method) for path, method, _ in _operations(spec)} == routed
+    assert spec["openapi"].startswith("3.1")
+
+
+def test_every_reference_leads_somewhere_and_every_schema_is_used(spec: dict[str, Any]) -> None:
+    schemas = spec["components"]["schemas"]
+    names = {reference.removeprefix("#/components/schemas/") for reference in _references(spec)}
+    assert names == set(schemas)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in schemas)
+    assert {"JobSpec", "Job", "Problem", "PageOfJobEvent", "Estimate"} <= names
+
+
+def test_every_operation_is_described_and_named_once(spec: dict[str, Any]) -> None:
+    operations = list(_operations(spec))
+    identifiers = [operation["operationId"] for _, _, operation in operations]
+    assert len(set(identifiers)) == len(identifiers)
+    for path, method, operation in operations:
+        assert operation["summary"].endswith("."), (path, method)
+        in_path = {p["name"] for p in operation["parameters"] if p["in"] == "path"}
+        assert in_path == set(re.findall(r"{(\w+)}", path))
+        assert all(p["schema"].get("description") for p in operation["parameters"] if p["in"] != "path"), (path, method)
+
+
+def test_every_closed_operation_needs_the_key_and_names_its_problems(app: Flask, spec: dict[str, Any]) -> None:
+    assert spec["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    for path, _, operation in _operations(spec):
+        closed = path.startswith("/v1/")
+        assert operation["security"] == ([{"key": []}] if closed else [])
+        responses = operation["responses"]
+        assert any(status.startswith("2") for status in responses)
+        if closed:
+            assert {"401", "503", "default"} <= set(responses)
+            assert ("404" in responses) == ("{" in path)
+            for status, response in responses.items():
+                if status == "default" or int(status) >= 400:
+                    assert list(response["content"]) == ["application/problem+json"], (path, status)
+    assert not any(endpoint.startswith(("jobs", "datasets", "variants")) for endpoint in OPEN_ENDPOINTS)
+
+
+def test_bodies_have_schemas(spec: dict[str, Any]) -> None:
+    def body(path: str) -> dict[str, Any]:
+        content: dict[str, Any] = spec["paths"][path]["post"]["requestBody"]["content"]
+        return content
+
+    for path in ("/v1/customization/jobs", "/v1/customization/estimates"):
+        assert body(path)["application/json"]["schema"] == {"$ref": "#/components/schemas/JobSpec"}
+    assert body("/v1/datasets")["application/octet-stream"]["schema"]["format"] == "binary"
+    assert "teacher" in spec["components"]["schemas"]["JobSpec"]["required"]
+    assert spec["components"]["schemas"]["JobSpec"]["additionalProperties"] is False
+
+
+def test_answers_of_the_service_fit_their_schema_by_name(spec: dict[str, Any], client: FlaskClient) -> None:
+    page = client.get("/v1/targets").get_json()
+    assert set(page) == set(spec["components"]["schemas"]["PageOfTarget"]["properties"])
+    assert set(page["data"][0]) == set(spec["components"]["schemas"]["Target"]["properties"])
+
+
+def test_the_page_for_people_names_every_path_and_loads_nothing(anonymous: FlaskClient, spec: dict[str, Any]) -> None:
+    page = anonymous.get("/docs").get_data(as_text=True)
+    assert all(path in page for path in spec["paths"])
+    assert "<script" not in page
+    assert "http://" not in page and "https://" not in page
