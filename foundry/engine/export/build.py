@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ from foundry.spec.lifecycle import EventType
 from foundry.spec.target import Budget
 from foundry.spec.variant import Metrics
 
+if TYPE_CHECKING:
+    from foundry.engine.export.vocabulary import Vocabulary
+
 _CPU = torch.device("cpu")
 _SAME_LOSS_NATS = 0.002
 
@@ -48,6 +52,7 @@ class Build:
     folder: Path
     rows: list[Metrics] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def run(self) -> Iterator[str]:
         """Do everything; yields after each step what was done, so that the caller can report and stop."""
@@ -58,6 +63,8 @@ class Build:
         for form in (form for form in self.spec.formats if form != "safetensors"):
             self._try_gguf(form, master, exam, reference)
             yield f"finished {form}"
+        for note in self.notes:
+            self.context.report(EventType.WARNING, f"{self.budget.target}: {note}", level="warning", stage="export")
         if "safetensors" not in self.spec.formats:
             shutil.rmtree(master.folder)
         if not self.rows:
@@ -65,7 +72,9 @@ class Build:
                 f"target {self.budget.target!r}: no format passed its check: "
                 + "; ".join(f"{form}: {reason}" for form, reason in self.failed.items())
             )
-        sign(self.folder, Made(self.spec, self.budget, self.student, self.rows, self.failed), self.workspace)
+        sign(
+            self.folder, Made(self.spec, self.budget, self.student, self.rows, self.failed, self.notes), self.workspace
+        )
         yield "signed the manifest"
 
     def _write_master(self) -> Checkpoint:
@@ -105,11 +114,11 @@ class Build:
         """Write and check one file; a failure is recorded, told, and costs this format alone."""
         path = self.folder / gguf_name(self.budget.target, parse_format(form).quantisation)
         try:
-            self._write_gguf(path, form, master)
+            vocabulary = self._write_gguf(path, form, master)
             context_tokens = min(self.budget.context_tokens, reference.context_tokens)
             questions = replace(exam.questions, model=str(path), context_tokens=context_tokens)
             answers = ask(LLAMACPP, questions, should_stop=self.context.should_stop)
-            findings = compare_answers(form, answers, reference, exam)
+            findings = compare_answers(form, answers, reference, exam, vocabulary.is_cut_otherwise)
         except ExportFailed as error:
             path.unlink(missing_ok=True)
             self.failed[form] = error.message
@@ -118,10 +127,12 @@ class Build:
                 EventType.WARNING, message, level="warning", stage="export", target=self.budget.target, format=form
             )
             return
+        if vocabulary.known_difference and vocabulary.known_difference not in self.notes:
+            self.notes.append(vocabulary.known_difference)
         hardware = hardware_name(_CPU, questions.threads)
         self._record(form, path.stat().st_size, answers, findings, exam, hardware)
 
-    def _write_gguf(self, path: Path, form: str, master: Checkpoint) -> None:
+    def _write_gguf(self, path: Path, form: str, master: Checkpoint) -> "Vocabulary":
         # The gguf package is an extra: a job that ships safetensors alone does without.
         from foundry.engine.export.gguf import write_gguf
         from foundry.engine.export.vocabulary import vocabulary_of
@@ -129,6 +140,7 @@ class Build:
         vocabulary = vocabulary_of(self.tokenizer, master.shape.vocab)
         quantisation = parse_format(form).quantisation
         write_gguf(master, vocabulary, path, quantisation=quantisation, name=self._name)
+        return vocabulary
 
     @property
     def _name(self) -> str:

@@ -37,9 +37,10 @@ def licence_of(teacher: Path) -> dict[str, str]:
 
 
 def write_card(
-    path: Path, manifest: VariantManifest, plan: PrunePlan, licence: Mapping[str, str], terms: Sequence[str]
-) -> None:
-    """Write the card; `terms` names the licence files that were carried over into the folder."""
+    path: Path, manifest: VariantManifest, plan: PrunePlan, licence: Mapping[str, str], terms: Sequence[str],
+    notes: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Write the card; `terms` names the licence files that were carried over, `notes` is what a user must know."""
     sections = [
         _front_matter(manifest, licence),
         _summary(manifest),
@@ -47,7 +48,7 @@ def write_card(
         _training(manifest),
         _measured(manifest),
         _files(manifest),
-        _how_to_run(manifest),
+        _how_to_run(manifest, notes),
         _licence(manifest, licence, terms),
     ]
     path.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
@@ -182,9 +183,10 @@ def _files(manifest: VariantManifest) -> str:
     return "## Files\n\n" + _table(("file", "bytes", "format"), rows) + f"\n\n{note}"
 
 
-def _how_to_run(manifest: VariantManifest) -> str:
+def _how_to_run(manifest: VariantManifest, notes: Sequence[str]) -> str:
     blocks = ["## How to run"]
-    gguf = next((file.path for file in manifest.files if file.path.endswith(".gguf")), None)
+    files = [file for file in manifest.files if file.path.endswith(".gguf")]
+    gguf = next((f.path for f in sorted(files, key=lambda f: f.format != manifest.budget.format)), None)
     if gguf:
         blocks.append(f'llama.cpp:\n\n```\nllama-cli -m {gguf} -p "Once upon a time" -n 64\n```')
     if any(file.format == "safetensors" for file in manifest.files):
@@ -196,7 +198,7 @@ def _how_to_run(manifest: VariantManifest) -> str:
             'inputs = tokenizer("Once upon a time", return_tensors="pt")\n'
             "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))\n```"
         )
-    return "\n\n".join(blocks)
+    return "\n\n".join([*blocks, *(f"Note: {note}." for note in notes)])
 
 
 def _licence(manifest: VariantManifest, licence: Mapping[str, str], terms: Sequence[str]) -> str:

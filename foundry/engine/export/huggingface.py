@@ -7,6 +7,7 @@ know version 5's name of the tokenizer class.
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def _config(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
     """The family's config. `dtype` is version 5's key and `torch_dtype` version 4's."""
     name = str(dtype).removeprefix("torch.")
     config = checkpoint.family.config_for(checkpoint.config, checkpoint.shape) | {"dtype": name, "torch_dtype": name}
-    assumed = AutoConfig.for_model(**config)
+    assumed = AutoConfig.for_model(**deepcopy(config))  # it writes into the rope settings
     return {key: getattr(assumed, key) for key in _ALWAYS_SAID} | config
 
 

@@ -31,6 +31,8 @@ class Made(NamedTuple):
     """One for each format that passed its check."""
     failed: Mapping[str, str]
     """Format -> why it is left out."""
+    notes: Sequence[str]
+    """What a user must know of the files that are shipped."""
 
     @property
     def parameters(self) -> int:
@@ -46,7 +48,8 @@ def sign(folder: Path, made: Made, workspace: Workspace) -> None:
     _carry_adapter(workspace, made.budget.target, folder)
     terms = _carry_terms(teacher, folder)
     manifest = _manifest(folder, made, workspace, teacher)
-    write_card(folder / "README.md", manifest, parse(PrunePlan, read_json(plan_path)), licence_of(teacher), terms)
+    plan = parse(PrunePlan, read_json(plan_path))
+    write_card(folder / "README.md", manifest, plan, licence_of(teacher), terms, made.notes)
     manifest = manifest.model_copy(update={"files": artifacts_in(folder)})
     write_json(folder / NAME, manifest.model_dump(mode="json"))
 

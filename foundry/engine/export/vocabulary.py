@@ -19,20 +19,23 @@ from foundry.errors import ExportFailed
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_LLAMA_3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
-_QWEN_2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
-_TEKKEN = (
+LLAMA_3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
+QWEN_2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
+TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
     r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _NAME_OF_SPLIT: Mapping[tuple[str, bool], str] = {  # (pattern, whether whole words skip the merges) -> llama.cpp's name
-    (_LLAMA_3, True): "llama-bpe",
-    (_LLAMA_3, False): "dbrx",
-    (_QWEN_2, False): "qwen2",
-    (_TEKKEN, True): "tekken",
+    (LLAMA_3, True): "llama-bpe",
+    (LLAMA_3, False): "dbrx",
+    (QWEN_2, False): "qwen2",
+    (TEKKEN, True): "tekken",
 }
 _SPACE = "▁"
+_METASPACE_DIFFERENCE = (
+    "where text begins with a space or follows a special token, llama.cpp puts one more space token than transformers"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,13 @@ class Vocabulary:
     add_eos: bool
     add_space_prefix: bool
     chat_template: str | None
+    known_difference: str = ""
+    """Where llama.cpp is known to cut text otherwise than this tokenizer does."""
+
+    def is_cut_otherwise(self, text: str) -> bool:
+        """Whether `known_difference` is about this text."""
+        names = (token for token, kind in zip(self.tokens, self.types, strict=True) if kind == TokenType.CONTROL)
+        return bool(self.known_difference) and (text.startswith(" ") or any(name in text for name in names))
 
     def write(self, writer: gguf.GGUFWriter) -> None:
         """Add the keys to a file."""
@@ -96,8 +106,14 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, vocabulary_tokens: int) ->
         add_bos=add_bos, add_eos=add_eos, add_space_prefix=False, chat_template=_chat_template(tokenizer),
     )  # fmt: skip
     if model.get("byte_fallback"):
-        scores, prefix = _scores(model, tokens), _space_prefix(document)
-        return replace(byte_level, model="llama", scores=scores, add_space_prefix=prefix)
+        prefix, difference = _space_prefix(document)
+        return replace(
+            byte_level,
+            model="llama",
+            scores=_scores(model, tokens),
+            add_space_prefix=prefix,
+            known_difference=difference,
+        )
     return replace(byte_level, pre=_pre_tokenizer(document), merges=[" ".join(pair) for pair in _merges(model)])
 
 
@@ -152,12 +168,16 @@ def _types(part: Mapping[str, Any]) -> str:
     return ", ".join(step["type"] for step in _steps(part))
 
 
-def _space_prefix(document: Mapping[str, Any]) -> bool:
-    """Whether a byte-fallback tokenizer puts a space before a text. Raises when it does anything else with spaces."""
+def _space_prefix(document: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether a byte-fallback tokenizer puts a space before a text, and where llama.cpp does that otherwise.
+
+    SentencePiece and llama.cpp put one before every text; Metaspace, which transformers 5 makes of a Llama 2 tokenizer,
+    does not where a space stands there already. Raises when the tokenizer does anything else with spaces.
+    """
     if document["model"].get("ignore_merges"):
         raise _refused("byte-fallback BPE with ignore_merges")
     normalizers, pre_tokenizers = _steps(document.get("normalizer")), _steps(document.get("pre_tokenizer"))
-    prepend = False
+    prepend, difference = False, ""
     for step in normalizers:
         if step["type"] == "Prepend" and step["prepend"] == _SPACE:
             prepend = True
@@ -166,10 +186,11 @@ def _space_prefix(document: Mapping[str, Any]) -> bool:
     for step in pre_tokenizers:
         if step["type"] != "Metaspace" or step.get("replacement") != _SPACE:
             raise _refused(f"byte-fallback BPE with the pre-tokenizer {step['type']}")
-        prepend = prepend or step.get("prepend_scheme", "always") != "never"
+        if step.get("prepend_scheme", "always") != "never":
+            prepend, difference = True, _METASPACE_DIFFERENCE
     if not normalizers and not pre_tokenizers:
         raise _refused(f"byte-fallback BPE that does not write spaces as {_SPACE}")
-    return prepend
+    return prepend, difference
 
 
 def _scores(model: Mapping[str, Any], tokens: Sequence[str]) -> list[float]:
