@@ -185,7 +185,7 @@ def _announce(url: str, settings: Settings, worker: bool, new_key: bool) -> None
         f"  data      {settings.home}",
         f"  teachers  from {', '.join(map(str, dict.fromkeys(settings.teacher_roots)))}"
         + (", and from the model hub" if settings.hub_allowed else ""),
-        f"  worker    {'one, in this terminal' if worker else 'none: jobs wait until one is started'}",
+        f"  worker    {'one' if worker else 'none: jobs wait until one is started'}",
         "Next, in another terminal:",
         *([f"  export FOUNDRY_HOME={settings.home}"] if settings.home != Path("~/.foundry").expanduser() else []),
         "  foundry submit spec.yaml    (foundry plan, foundry targets, foundry --help)",

@@ -131,8 +131,10 @@ def variants_table(variants: Iterable[Variant]) -> Table:
     rows = table("variant", "target", "parameters", "all files", "fits its budget", "files")
     for variant in variants:
         fits = Text("yes", style="green") if variant.fits_budget else Text("no", style="bold red")
-        paths = ", ".join(f.path for f in variant.files if f.format)
-        rows.add_row(variant.id, variant.target, number(variant.parameters), size(variant.bytes), fits, paths)
+        names = dict.fromkeys(f.path.split("/")[0] + "/" * ("/" in f.path) for f in variant.files if f.format)
+        rows.add_row(
+            variant.id, variant.target, number(variant.parameters), size(variant.bytes), fits, ", ".join(names)
+        )
     return rows
 
 

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from foundry.spec.lifecycle import EventType, Level
@@ -50,9 +50,13 @@ class RunProgress:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._live = self._console.is_terminal
+        # The bar takes what the figures leave, which on 80 columns is little.
+        text = TextColumn(
+            "{task.completed:,}/{task.total:,}  {task.fields[figures]}", table_column=Column(no_wrap=True)
+        )
         self._bars = Progress(
-            TextColumn("{task.description}", style="bold"), BarColumn(bar_width=28), MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"), console=self._console, disable=not self._live,
+            TextColumn("{task.description}", style="bold"), BarColumn(bar_width=None), text,
+            console=self._console, disable=not self._live, expand=True,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
         self._printed: dict[str, int] = {}
@@ -84,8 +88,8 @@ class RunProgress:
             self._print_now_and_then(stage, step, steps, data)
             return
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=steps or None, figures="")
-        self._bars.update(self._tasks[stage], completed=step, total=steps or None, figures=figures(data))
+            self._tasks[stage] = self._bars.add_task(stage, total=steps, figures="")
+        self._bars.update(self._tasks[stage], completed=step, total=steps, figures=figures(data))
 
     def _print_now_and_then(self, stage: str, step: int, steps: int, data: Mapping[str, Any]) -> None:
         part = step * _LINES_PER_STAGE // steps if steps else 0

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration
 
 
 def test_up_serves_its_home_alone_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    with up(tmp_path, "--no-worker") as service:
+    with up(tmp_path) as service:
         with service.client() as foundry:
             assert [t.name for t in foundry.targets.list()] == ["laptop", "smartphone"]
         key, url = service.home / "key", (service.home / "url").read_text().strip()
@@ -25,6 +25,7 @@ def test_up_serves_its_home_alone_until_it_is_told_to_stop(tmp_path: Path) -> No
         assert second.returncode == 1 and f"already up in {service.home}, at {url}" in second.stderr
 
         children = service.children()
+        assert any(c.cmdline()[1:3] == ["-m", "workers.embedded"] for c in children)
         service.process.terminate()
         assert service.process.wait(20) == 0
         assert _gone(children) and not (service.home / "url").exists()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -50,7 +51,7 @@ def publish(service: TinyService, files: Mapping[str, bytes]) -> bytes:
         "files": [artifact("manifest.json", manifest), *listed], "created_at": AT,
     }))  # fmt: skip
     for path, content in {**files, "manifest.json": manifest}.items():
-        service.routes[file_path(path)] = lambda seen, content=content: ranged(content, seen)
+        service.routes[file_path(path)] = partial(ranged, content)
     return manifest
 
 

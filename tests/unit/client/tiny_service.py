@@ -82,8 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         seen = Seen(self.command, unquote(parts.path), query, headers, body)
         self.server.seen.append(seen)
-        responder = self.server.routes.get(seen.path, lambda seen: problem(404, "not_found", f"no {seen.path}"))
-        self._send(responder(seen))
+        responder = self.server.routes.get(seen.path)
+        self._send(responder(seen) if responder else problem(404, "not_found", f"no {seen.path}"))
 
     do_GET = do_POST = _serve
 
