@@ -1,29 +1,18 @@
 """Small valid records, for tests that are about something else."""
 
 import hashlib
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from foundry.intake.documents import DatasetSummary, summarise
-from foundry.spec.family import Shape
-from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
-from foundry.spec.target import Budget
-from foundry.spec.variant import Artifact, Lineage, VariantManifest
+from foundry.spec.variant import Artifact
 from foundry.store.database import Database
 from foundry.store.jobs import Jobs
 from foundry.store.keys import Keys
 from foundry.store.records import Claim, Idempotency, JobInputs, NewVariant
 from foundry.store.settings import Settings
-
-SHAPE = Shape(layers=2, hidden=64, ffn=128, heads=4, kv_heads=2, head_dim=16, vocab=256, tied=True)
-
-
-def spec(**changes: Any) -> JobSpec:
-    """A job for one target of its own description."""
-    fields = {"teacher": "/teachers/tiny", "data": "ds_1", "targets": ({"name": "kiosk", "max_params": 1_000_000},)}
-    return JobSpec.model_validate(fields | changes)
+from tests.manifests import manifest, spec
 
 
 def inputs(**changes: Any) -> JobInputs:
@@ -58,18 +47,6 @@ def request(key: str = "key-1", body: bytes = b"{}", route: str = "POST /v1/cust
 def said(type: EventType, message: str = "", **data: Any) -> RunEvent:
     """One thing that a run says."""
     return RunEvent(type=type, message=message, data=data)
-
-
-def manifest(target: str, files: tuple[Artifact, ...]) -> VariantManifest:
-    """The manifest of a variant with these files."""
-    return VariantManifest(
-        target=target, family="llama", shape=SHAPE, parameters=100_000, fits_budget=True,
-        budget=Budget(target=target, format="safetensors", context_tokens=128, max_params=1_000_000),
-        created_at=datetime.now(UTC), spec=spec(), metrics=(), failed_formats={}, files=files,
-        lineage=Lineage(
-            teacher="/teachers/tiny", teacher_sha256="1" * 64, data="ds_1", data_sha256="0" * 64, versions={}
-        ),
-    )  # fmt: skip
 
 
 def new_variant(target: str = "kiosk") -> NewVariant:

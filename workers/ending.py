@@ -1,5 +1,6 @@
 """What becomes of a job when its run has ended, decided from the exit status and from what was asked. No I/O."""
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 

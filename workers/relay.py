@@ -15,9 +15,8 @@ _PROGRESS_S = 0.5
 _BATCH = 200
 _MOST_WAITING = 10_000
 _MESSAGE_CHARACTERS = 10_000
-_MILESTONES = frozenset(
-    {EventType.CHECKPOINT, EventType.STAGE_STARTED, EventType.STAGE_COMPLETED, EventType.STAGE_SKIPPED}
-)
+_STAGE_BOUNDS = frozenset({EventType.STAGE_STARTED, EventType.STAGE_COMPLETED, EventType.STAGE_SKIPPED})
+_MILESTONES = _STAGE_BOUNDS | {EventType.CHECKPOINT}
 """Never dropped, however long the database is away."""
 
 
@@ -49,7 +48,7 @@ class Relay:
             if event.type is EventType.PROGRESS:
                 self._progress(event)
                 return
-            if event.type in _MILESTONES:
+            if event.type in _STAGE_BOUNDS:
                 self._release(due_only=False)
             if event.type is EventType.LOG and event.level == "error":
                 self.last_error = event

@@ -1,0 +1,134 @@
+"""A run that does no work: a real process with the real protocol, workspace, checkpoints and variant folder.
+
+What it does is written in the spec's name, as words such as `steps=20 end=crash`. It resumes from its checkpoint.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+
+from foundry.engine.export.manifest import artifacts_in
+from foundry.engine.workspace import Workspace, new_folder, write_json
+from foundry.spec.lifecycle import EventType, ExitCode, RunEvent
+from tests import manifests
+
+CHECKPOINT_STEPS = 5
+END = {
+    "done": ExitCode.DONE, "user_error": ExitCode.USER_ERROR, "out_of_memory": ExitCode.OUT_OF_MEMORY,
+    "storage": ExitCode.STORAGE, "stopped": ExitCode.STOPPED, "crash": ExitCode.CRASHED,
+}  # fmt: skip
+
+
+def say(type: EventType, message: str, level: str = "info", **data: object) -> None:
+    print(RunEvent(type=type, message=message, level=level, data=data).model_dump_json(), flush=True)
+
+
+def write_state(step: int, folder: Path) -> None:
+    write_json(folder / "state.json", step)
+
+
+class Run:
+    def __init__(self, root: Path) -> None:
+        self.workspace = Workspace(root)
+        self.spec = self.workspace.spec
+        self.words = dict(word.split("=", 1) for word in self.spec.name.split())
+        self.asked = threading.Event()
+
+    def main(self) -> int:
+        deaf = "deaf" in self.words
+        signal.signal(signal.SIGTERM, lambda *_: None if deaf else self.asked.set())
+        if not deaf:
+            threading.Thread(target=self.stop_with_parent, daemon=True).start()
+        self.odd_things()
+        if not self.train():
+            return ExitCode.STOPPED
+        end = self.words.get("end", "done")
+        if end == "crash":
+            raise RuntimeError("the machine room is on fire")
+        if end == "user_error":
+            say(EventType.LOG, "line 3: not JSON", "error", code="invalid_data", pointer="/data")
+        if end == "done":
+            self.export()
+        return END[end]
+
+    def stop_with_parent(self) -> None:
+        while os.read(0, 1024):
+            pass
+        self.asked.set()
+
+    def train(self) -> bool:
+        """Count steps; whether the end was reached."""
+        steps, delay_s = int(self.words.get("steps", 3)), float(self.words.get("delay", 0))
+        first = next((step for step, _ in self.workspace.checkpoints("distill")), 0)
+        say(EventType.STAGE_STARTED, "distill started", stage="distill")
+        say(EventType.LOG, f"from step {first}", first=first, pid=os.getpid())
+        for step in range(first + 1, steps + 1):
+            time.sleep(delay_s)
+            say(EventType.PROGRESS, f"distill {step}/{steps}", stage="distill", step=step, steps=steps)
+            if step % CHECKPOINT_STEPS == 0 or self.asked.is_set():
+                self.workspace.save_checkpoint("distill", step, partial(write_state, step))
+                say(EventType.CHECKPOINT, f"checkpoint {step}", stage="distill", step=step)
+            if self.asked.is_set():
+                return False
+        say(EventType.STAGE_COMPLETED, "distill completed", stage="distill")
+        return True
+
+    def odd_things(self) -> None:
+        """What no run should do, and what must not hurt."""
+        if "babble" in self.words:
+            sys.stdout.buffer.write(b"not JSON\n\xff\xfe\n{}\n" + b"x" * 3_000_000 + b"\n")
+            sys.stdout.buffer.flush()
+            say(EventType.SUCCEEDED, "I say that I am done")
+        if "environment" in self.words:
+            say(EventType.LOG, "environment", environment=dict(os.environ), argv=sys.argv[1:], cwd=os.getcwd())
+        if "child" in self.words:
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            say(EventType.LOG, "child", child=child.pid)
+
+    def export(self) -> None:
+        folders = []
+        for target in self.spec.target_names:
+            final = self.workspace.stage("export", target) / "variant"
+            with new_folder(final) as folder:
+                (folder / "safetensors").mkdir()
+                (folder / "safetensors" / "model.safetensors").write_bytes(target.encode() * 1000)
+                (folder / "README.md").write_text(f"# {target}\n")
+                manifest = manifests.manifest(target, artifacts_in(folder))
+                write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+            self.spoil(final)
+            folders.append(str(final.relative_to(self.workspace.root)))
+        result = {"no_result": None, "bad_result": "{", "empty_result": '{"variants": []}'}
+        outside = json.dumps({"variants": [*folders[:-1], self.words.get("outside")]})
+        text = outside if "outside" in self.words else json.dumps({"variants": folders})
+        text = result.get(self.words.get("result", ""), text)
+        if text is not None:
+            (self.workspace.root / "result.json").write_text(text)
+
+    def spoil(self, variant: Path) -> None:
+        weights = variant / "safetensors" / "model.safetensors"
+        match self.words.get("spoil"):
+            case "tampered":
+                weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+            case "missing":
+                weights.unlink()
+            case "extra":
+                (variant / "extra.bin").write_bytes(b"?")
+            case "link":
+                bytes_ = weights.read_bytes()
+                weights.unlink()
+                (self.workspace.root / "elsewhere").write_bytes(bytes_)
+                weights.symlink_to(self.workspace.root / "elsewhere")
+            case "manifest":
+                (variant / "manifest.json").write_text("{}")
+
+
+if __name__ == "__main__":
+    sys.exit(Run(Path(sys.argv[1])).main())
