@@ -1,5 +1,8 @@
 """The lora stage: a low-rank adapter for the customer's domain on every student, shipped attached and merged."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -84,9 +87,23 @@ def attach(model: PreTrainedModel, *, rank: int, alpha: int, dropout: float, see
         r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM",
         target_modules=adapted_modules(family_of(model.config.to_dict())),
     )  # fmt: skip
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _older_names():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
+
+
+def open_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Attach a saved adapter."""
+    with _older_names():
+        return PeftModel.from_pretrained(model, folder)
+
+
+@contextmanager
+def _older_names() -> Iterator[None]:
+    """peft 0.21 reads `is_gradient_checkpointing`, a name that transformers 5.23 warns about."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
@@ -106,5 +123,4 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 def merge(base: Path, adapter: Path, folder: Path, device: torch.device) -> None:
     """Add an adapter to its base in float32 and write the sum in bfloat16 beside the base's config and tokenizer."""
     model = load_model(base, dtype=torch.float32, device=device)
-    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    save_model(merged, like=base, folder=folder)
+    save_model(open_adapter(model, adapter).merge_and_unload(), like=base, folder=folder)

@@ -27,10 +27,17 @@ def micro_batch_rows(models: Sequence[PreTrainedModel], sequence_tokens: int, de
     for model in models:
         row_bytes = sequence_tokens * _activation_bytes(_shape_of(model))
         if row_bytes > budget:
-            # The other kind of checkpointing needs inputs with gradients, which a frozen embedding does not give.
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_activations(model)
         rows = max(1, min(rows, int(budget // row_bytes)))
     return rows
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep the input of every layer only and repeat its forward pass in the backward pass: same bits, less speed."""
+    # transformers 5.23 renamed the method and warns about the older name; 5.3 knows only that.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    # The reentrant kind needs inputs with gradients, which a frozen embedding does not give.
+    enable({"use_reentrant": False})
 
 
 def _activation_bytes(shape: Shape) -> int:

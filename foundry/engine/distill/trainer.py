@@ -84,8 +84,8 @@ class _Loop:
         self.done, progress = checkpoints.restore(workspace, training.stage, learners, training.digest, context)
         self._saved = self.done
         models = [learner.model for learner in learners]
-        rows = micro_batch_rows(models, training.schedule.sequence_tokens, context.device)
-        self._micro_rows = int(progress.get("micro_rows", rows))
+        fitting = micro_batch_rows(models, training.schedule.sequence_tokens, context.device)
+        self._micro_rows = int(progress.get("micro_rows", min(fitting, training.schedule.batch_rows)))
         self._rows: dict[str, list[dict[str, float]]] = progress.get("rows") or {
             learner.name: [] for learner in learners
         }
