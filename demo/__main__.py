@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -95,7 +96,7 @@ def _service(args: argparse.Namespace) -> Iterator[Foundry]:
     _title(
         "1",
         "Start the service",
-        "foundry up: Flask API behind gunicorn, an embedded worker, SQLite, a folder of artifacts",
+        "foundry up: Flask behind gunicorn, an embedded worker, SQLite, a folder",
     )
     (home / "url").unlink(missing_ok=True)
     with log.open("wb") as out:
@@ -120,7 +121,7 @@ def _connect(process: subprocess.Popen[bytes], home: Path, log: Path) -> Foundry
             )
         time.sleep(0.1)
     foundry = Foundry((home / "url").read_text().strip(), (home / "key").read_text().strip())
-    CONSOLE.print(f"  listening on [bold]{foundry.url}[/], key in {_short(home / 'key')}, log in {_short(log)}")
+    CONSOLE.print(f"  {foundry.url}, key in {_short(home / 'key')}, log in {_short(log)}")
     return foundry
 
 
@@ -129,17 +130,15 @@ def _walk(foundry: Foundry, args: argparse.Namespace) -> None:
     _title(
         "2",
         "Upload the domain data",
-        f"{_short(data)}: text that the students learn on, some of it held out to measure on",
+        "text that the students learn on; some of it is held out to measure on",
     )
     dataset = foundry.datasets.upload(data)
-    CONSOLE.print(
-        f"  {dataset.id}: {dataset.documents:,} documents, {dataset.bytes / 1e6:.1f} MB, sha256 {dataset.sha256[:12]}…"
-    )
+    CONSOLE.print(f"  {dataset.id}: {dataset.documents:,} documents, {dataset.bytes / 1e6:.1f} MB")
 
     _title(
         "3",
         "Submit one job with two targets",
-        "prune, distil, evaluate and export; both students learn from one teacher pass",
+        "prune, distil, evaluate, export; both students learn from one teacher pass",
     )
     job = foundry.jobs.create(_spec(args, dataset.id))
     CONSOLE.print(f"  {job.id}: {job.status}")
@@ -152,10 +151,10 @@ def _walk(foundry: Foundry, args: argparse.Namespace) -> None:
     _title("4", "Download a variant", "ranged, resumable, every file checked against its digest")
     folder = foundry.variants.download(smallest[0].id, args.folder / "variants" / smallest[0].target)
     for artifact in smallest[1].files:
-        if artifact.format:
-            CONSOLE.print(f"  {artifact.path:45} {artifact.bytes / 1e6:8.2f} MB  sha256 {artifact.sha256[:12]}…")
+        if artifact.path.endswith((".gguf", ".safetensors")):
+            CONSOLE.print(f"  {artifact.path:31} {artifact.bytes / 1e6:6.2f} MB  sha256 {artifact.sha256[:12]}…")
 
-    _title("5", "Ask it", "the same question to the GGUF in llama.cpp and to the safetensors in transformers")
+    _title("5", "Ask it", "the GGUF in llama.cpp and the safetensors in transformers, each on its own")
     _ask_both(folder, smallest[1], args.prompt)
     _closing(folder, job, smallest[0], args)
 
@@ -192,21 +191,23 @@ def _spec(args: argparse.Namespace, dataset_id: str) -> dict[str, Any]:
 
 
 def _print_comparison(manifests: list[VariantManifest]) -> None:
-    table = Table(title="What came out, measured on text that no stage has trained on", title_justify="left")
-    table.add_column("model")
-    for column in ("parameters", "size, MB", "loss, nats", "perplexity", "agrees with teacher", "tokens/s, llama.cpp"):
-        table.add_column(column, justify="right")
-    teacher = _row(manifests[0], "teacher")
-    table.add_row("teacher", *_cells(teacher, None), end_section=True)
+    table = Table(
+        title="What came out, measured on text that no stage has trained on", title_justify="left", box=SIMPLE
+    )
+    table.add_column("model", no_wrap=True)
+    for column in ("params", "file", "loss, nats", "perplexity", "as teacher", "tokens/s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_row("teacher", *_cells(_row(manifests[0], "teacher")), end_section=True)
     for manifest in manifests:
-        for stage in ("pruned", "distilled"):
-            if any(m.model == stage for m in manifest.metrics):
-                table.add_row(f"{manifest.target}, {stage}", *_cells(_row(manifest, stage), None))
-        for metrics in manifest.metrics:
-            if metrics.model.startswith("gguf"):
-                table.add_row(f"{manifest.target}, {metrics.model}", *_cells(metrics, manifest.parameters))
+        rows = [m for m in manifest.metrics if m.model in ("pruned", "distilled") or m.model.startswith("gguf")]
+        for metrics in rows:
+            table.add_row(f"{manifest.target}, {metrics.model}", *_cells(metrics))
         table.add_section()
     CONSOLE.print(table)
+    CONSOLE.print(
+        "[dim]as teacher: share of positions where the likeliest next token is the teacher's. For a GGUF: its loss "
+        "against the safetensors on the same text, and tokens/s of llama.cpp on one thread of this machine.[/]"
+    )
     for manifest in manifests:
         CONSOLE.print(f"  {manifest.target}: {_cut(manifest.shape, manifest)}")
 
@@ -215,17 +216,20 @@ def _row(manifest: VariantManifest, model: str) -> Metrics:
     return next(m for m in manifest.metrics if m.model == model)
 
 
-def _cells(metrics: Metrics, parameters: int | None) -> list[str]:
-    def cell(value: float | None, form: str) -> str:
-        return "" if value is None else format(value, form)
+def _cells(metrics: Metrics) -> list[str]:
+    def cell(value: float | None, form: str, unit: str = "") -> str:
+        return "" if value is None else format(value, form) + unit
 
-    agreement = metrics.top1_agreement_ratio
+    if metrics.model.startswith("gguf"):
+        loss, perplexity = cell(metrics.runtime_loss_difference, "+.4f"), ""
+    else:
+        loss, perplexity = cell(metrics.held_out_loss, ".3f"), cell(metrics.perplexity, ".2f")
     return [
-        cell(metrics.parameters or parameters, ","),
-        cell(metrics.file_bytes / 1e6 if metrics.file_bytes else None, ".2f"),
-        cell(metrics.held_out_loss, ".3f"),
-        cell(metrics.perplexity, ".2f"),
-        "" if agreement is None else f"{agreement:.1%}",
+        cell(metrics.parameters / 1e6 if metrics.parameters else None, ".2f", " M"),
+        cell(metrics.file_bytes / 1e6 if metrics.file_bytes else None, ".2f", " MB"),
+        loss,
+        perplexity,
+        cell(metrics.top1_agreement_ratio, ".1%"),
         cell(metrics.decode_tokens_per_s, ",.0f"),
     ]
 

@@ -139,7 +139,10 @@ def variants_table(variants: Iterable[Variant]) -> Table:
 
 
 def metrics_table(manifests: Sequence[VariantManifest]) -> Table:
-    """Teacher, stages and formats side by side, measured on held-out text; an empty cell was not measured."""
+    """Teacher, stages and formats side by side, measured on held-out text; an empty cell was not measured.
+
+    The loss of a file is its difference to transformers with the same weights on the same tokens.
+    """
     columns = ["para-\nmeters", "file", "loss, nats\nper token", "perplexity", "top-1\nagreement", "decode,\ntokens/s"]
     rows = table("target", "model", right=columns)
     for manifest in manifests:
@@ -150,12 +153,16 @@ def metrics_table(manifests: Sequence[VariantManifest]) -> Table:
 
 
 def _measured(metrics: Metrics) -> list[str]:
-    agreement = metrics.top1_agreement_ratio
+    agreement, difference = metrics.top1_agreement_ratio, metrics.runtime_loss_difference
+    loss = f"{metrics.held_out_loss:.3f}" if metrics.held_out_loss is not None else ""
+    perplexity = f"{metrics.perplexity:.2f}" if metrics.perplexity is not None else ""
+    if metrics.runtime is not None:  # files are scored on less text: only the difference stands beside the stages
+        loss, perplexity = (f"{difference:+.4f}" if difference is not None else ""), ""
     return [
         number(metrics.parameters) if metrics.parameters else "",
         size(metrics.file_bytes) if metrics.file_bytes else "",
-        f"{metrics.held_out_loss:.3f}" if metrics.held_out_loss is not None else "",
-        f"{metrics.perplexity:.2f}" if metrics.perplexity is not None else "",
+        loss,
+        perplexity,
         f"{agreement:.1%}" if agreement is not None else "",
         f"{metrics.decode_tokens_per_s:,.0f}" if metrics.decode_tokens_per_s is not None else "",
     ]

@@ -21,7 +21,7 @@ class RunContext:
     should_stop: Callable[[], bool] = field(default=lambda: False)
     device: torch.device
     dtype: torch.dtype
-    """Of matrix products: bfloat16 where the hardware is fast at it, else float32. Master weights are float32 always."""
+    """Of matrix products: bfloat16 where the hardware is fast at it, else float32. Master weights stay float32."""
     seed: int
 
     def report(self, type: EventType, message: str, *, level: Level = "info", **data: Any) -> None:

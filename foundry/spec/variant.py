@@ -69,7 +69,10 @@ class Metrics(Record):
     peak_memory_bytes: int | None = None
     hardware: str | None = None
     runtime: str | None = None
-    """What opened the file, with its version; for rows of formats, like the two below."""
+    """What opened the file, with its version; for rows of formats, like the three below."""
+    runtime_loss_difference: float | None = None
+    """Held-out loss minus that of transformers with the same weights on the same tokens: what the format costs. A
+    file is scored on less text than a model: its `held_out_loss` compares with that of other files only."""
     runtime_top1_ratio: float | None = None
     """Share of held-out positions where the file's most likely token is that of transformers on the same weights."""
     runtime_greedy_tokens: int | None = None

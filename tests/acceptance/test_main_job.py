@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.servers import PostgresServer, RedisServer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foundry.client.client import Foundry
@@ -20,6 +19,7 @@ from foundry.spec.lifecycle import EventType, Status
 from foundry.spec.resources import Job
 from foundry.spec.variant import VariantManifest
 from tests.acceptance.services import running, runs_under, service, spec, wait_until, write_data
+from tests.servers import PostgresServer, RedisServer
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
 PROMPTS = ("def read_file(path):\n    ", "class Queue:\n    ", "Return the number of ")

@@ -163,6 +163,7 @@ class Build:
             peak_memory_bytes=answers.peak_memory_bytes,
             hardware=hardware,
             runtime=answers.runtime,
+            runtime_loss_difference=findings.loss_difference if compared else None,
             runtime_top1_ratio=findings.top1_ratio if compared else None,
             runtime_greedy_tokens=findings.greedy_tokens if compared else None,
         )
