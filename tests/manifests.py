@@ -1,8 +1,11 @@
-"""A valid spec and manifest. It imports the words alone, so that a scripted run of a test starts quickly."""
+"""A valid spec, manifest and variant folder. It imports little, so that a scripted run of a test starts quickly."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from foundry.engine.export.manifest import artifacts_in
+from foundry.engine.workspace import write_json
 from foundry.spec.family import Shape
 from foundry.spec.job import JobSpec
 from foundry.spec.target import Budget
@@ -27,3 +30,11 @@ def manifest(target: str, files: tuple[Artifact, ...]) -> VariantManifest:
             teacher="/teachers/tiny", teacher_sha256="1" * 64, data="ds_1", data_sha256="0" * 64, versions={}
         ),
     )  # fmt: skip
+
+
+def write_variant(folder: Path, target: str) -> None:
+    """Fill a folder as an export does."""
+    (folder / "safetensors").mkdir(parents=True)
+    (folder / "safetensors" / "model.safetensors").write_bytes(target.encode() * 1000)
+    (folder / "README.md").write_text(f"# {target}\n")
+    write_json(folder / "manifest.json", manifest(target, artifacts_in(folder)).model_dump(mode="json"))

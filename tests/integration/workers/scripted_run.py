@@ -3,7 +3,6 @@
 What it does is written in the spec's name, as words such as `steps=20 end=crash`. It resumes from its checkpoint.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from foundry.engine.export.manifest import artifacts_in
 from foundry.engine.workspace import Workspace, new_folder, write_json
 from foundry.spec.lifecycle import EventType, ExitCode, RunEvent
 from tests import manifests
@@ -98,36 +96,12 @@ class Run:
         for target in self.spec.target_names:
             final = self.workspace.stage("export", target) / "variant"
             with new_folder(final) as folder:
-                (folder / "safetensors").mkdir()
-                (folder / "safetensors" / "model.safetensors").write_bytes(target.encode() * 1000)
-                (folder / "README.md").write_text(f"# {target}\n")
-                manifest = manifests.manifest(target, artifacts_in(folder))
-                write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
-            self.spoil(final)
+                manifests.write_variant(folder, target)
             folders.append(str(final.relative_to(self.workspace.root)))
-        result = {"no_result": None, "bad_result": "{", "empty_result": '{"variants": []}'}
-        outside = json.dumps({"variants": [*folders[:-1], self.words.get("outside")]})
-        text = outside if "outside" in self.words else json.dumps({"variants": folders})
-        text = result.get(self.words.get("result", ""), text)
-        if text is not None:
-            (self.workspace.root / "result.json").write_text(text)
-
-    def spoil(self, variant: Path) -> None:
-        weights = variant / "safetensors" / "model.safetensors"
-        match self.words.get("spoil"):
-            case "tampered":
-                weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-            case "missing":
-                weights.unlink()
-            case "extra":
-                (variant / "extra.bin").write_bytes(b"?")
-            case "link":
-                bytes_ = weights.read_bytes()
-                weights.unlink()
-                (self.workspace.root / "elsewhere").write_bytes(bytes_)
-                weights.symlink_to(self.workspace.root / "elsewhere")
-            case "manifest":
-                (variant / "manifest.json").write_text("{}")
+        if "tamper" in self.words:
+            (final / "safetensors" / "model.safetensors").write_bytes(b"!" * 5000)
+        if "forget" not in self.words:
+            write_json(self.workspace.root / "result.json", {"variants": folders})
 
 
 if __name__ == "__main__":

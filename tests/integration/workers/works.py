@@ -2,11 +2,12 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from foundry.spec.lifecycle import EventType, JobEvent, Status
@@ -21,6 +22,7 @@ from tests import factories
 from workers.supervisor import Supervisor
 
 SCRIPT = (sys.executable, str(Path(__file__).with_name("scripted_run.py")))
+ROOT = Path(__file__).parents[3]
 PATIENCE_S = 30.0
 
 
@@ -122,3 +124,23 @@ def is_alive(pid: int) -> bool:
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def running_worker(works: Works, log: Path, *command: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker's own process. What it writes stands in `log`; at the end it is stopped, gently first."""
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=ROOT, env=works.environment(**environment), stdin=subprocess.DEVNULL,
+            stdout=out, stderr=out,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
