@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+DEMO_TEACHER = Path(__file__).parents[1] / "demo" / "teacher"
+"""The trained teacher that the repository carries: `python -m demo.train_teacher` makes it again."""
 END = "<|endoftext|>"
 CONTEXT = 64
 CHAT_TEMPLATE = (

@@ -7,7 +7,7 @@ from foundry.engine.context import RunContext, Stopped
 from foundry.engine.correct import correct
 from foundry.engine.distill.stage import distill
 from foundry.engine.evaluate.stage import evaluate
-from foundry.engine.export.stage import check_exporters, export
+from foundry.engine.export.stage import check_formats, export
 from foundry.engine.lora import lora
 from foundry.engine.prune.stage import prune
 from foundry.engine.workspace import Workspace, write_json
@@ -28,7 +28,8 @@ _STAGE: dict[StageName, Stage] = {
 
 def run(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     """Carry out every stage that the spec asks for and that is not done. Raises `Stopped` when asked to stop."""
-    check_exporters(spec)
+    if not workspace.is_done("export"):
+        check_formats(spec, workspace, context)
     for stage in STAGES:
         if getattr(spec, stage) is None or workspace.is_done(stage):
             continue

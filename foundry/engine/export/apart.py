@@ -21,6 +21,8 @@ TRANSFORMERS = "foundry.engine.export.plain"
 _TIMEOUT_S = 2 * 3600.0
 _POLL_S = 0.1
 _LAST_LINES = 4
+_TOLD_TO_END = (-signal.SIGTERM, -signal.SIGINT)
+"""A supervisor, or a terminal, signals the whole process group: the runtime is then not at fault."""
 
 
 def ask(
@@ -44,7 +46,7 @@ def ask(
             process.kill()
             process.wait()
         if status != 0:
-            if should_stop() or status == -signal.SIGTERM:  # a supervisor signals the whole process group
+            if should_stop() or status in _TOLD_TO_END:
                 raise Stopped
             raise ExportFailed(f"{Path(questions.model).name}: {_reason(status, complaints)}")
         said.seek(0)

@@ -58,7 +58,7 @@ def make_exam(
     questions = Questions(
         model="",
         texts=hard_texts(tokenizer),
-        prompts=[passage[:prompt] for passage in sorted(passages, key=len, reverse=True)[:_PROMPTS]],
+        prompts=_prompts(passages, prompt),
         continue_tokens=continued,
         passages=passages,
         speed_prompt_tokens=min(_SPEED_PROMPT_TOKENS, context_tokens - decoded),
@@ -70,6 +70,13 @@ def make_exam(
         counted=[piece.counted_T[1:].tolist() for piece in taken],
         text_bytes=sum(int(piece.bytes_T[1:][piece.counted_T[1:]].sum()) for piece in taken),
     )
+
+
+def _prompts(passages: Sequence[Sequence[int]], length: int) -> list[Sequence[int]]:
+    """Beginnings of the longest passages, and from their middle on where those are too few."""
+    longest = sorted(passages, key=len, reverse=True)
+    starts = [(passage, start) for part in (0, 1, 2) for passage in longest for start in [part * len(passage) // 3]]
+    return [passage[start : start + length] for passage, start in starts][:_PROMPTS]
 
 
 def _passages(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, wanted: int) -> list[Encoded]:

@@ -57,10 +57,7 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, path: Path, *, qu
 
 def _write_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, quantisation: str, name: str) -> None:
     config, shape = checkpoint.config, checkpoint.shape
-    if (activation := config.get("hidden_act", _ACTIVATION)) != _ACTIVATION:
-        raise ExportFailed(
-            f"llama.cpp computes {_ACTIVATION} in this family; config.json says hidden_act {activation!r}"
-        )
+    check_config(config)
     rope = _rope(config)
     writer.add_type("model")
     writer.add_name(name)
@@ -81,6 +78,15 @@ def _write_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, quantisatio
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(rope["factor"]))
     writer.add_vocab_size(shape.vocab)
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise `ExportFailed` for settings that llama.cpp would compute otherwise."""
+    if (activation := config.get("hidden_act", _ACTIVATION)) != _ACTIVATION:
+        raise ExportFailed(
+            f"llama.cpp computes {_ACTIVATION} in this family; config.json says hidden_act {activation!r}"
+        )
+    _rope(config)
 
 
 _FILE_TYPE = {

@@ -1,5 +1,6 @@
 """The export stage: for every target a folder with the model in all formats, each opened in its own runtime first."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -9,24 +10,47 @@ from foundry.engine.corpus import Corpus
 from foundry.engine.export.build import Build
 from foundry.engine.export.library import shared_library
 from foundry.engine.export.manifest import NAME
-from foundry.engine.models import load_tokenizer
+from foundry.engine.models import load_tokenizer, local_folder
 from foundry.engine.workspace import Workspace, new_folder
-from foundry.errors import MissingExtra
-from foundry.intake.checkpoint import context_limit, open_checkpoint
+from foundry.errors import ExportFailed, MissingExtra
+from foundry.intake.checkpoint import context_limit, open_checkpoint, open_config
 from foundry.spec.formats import parse_format
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, Progress
 from foundry.spec.target import budgets_of
 
 
-def check_exporters(spec: JobSpec) -> None:
-    """Raise `MissingExtra` before anything is computed when a format's libraries are not installed."""
-    if any(parse_format(form).container == "gguf" for form in spec.formats):
-        shared_library()
-        try:
-            import gguf  # noqa: F401  (an extra: only jobs that write GGUF need it)
-        except ImportError as error:
-            raise MissingExtra("gguf", "export") from error
+def check_formats(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
+    """Say before anything is computed which formats this teacher cannot have.
+
+    Raises `MissingExtra` when a format's libraries are not installed, `ExportFailed` when no format would be left.
+    """
+    if not _require_libraries(spec):
+        return
+    # Behind the check above, because the gguf package is an extra.
+    from foundry.engine.export.gguf import check_config
+    from foundry.engine.export.vocabulary import vocabulary_of
+
+    folder = local_folder(workspace.inputs.teacher)
+    config, _, shape = open_config(folder)
+    try:
+        check_config(config)
+        vocabulary_of(load_tokenizer(folder), shape.vocab)
+    except ExportFailed as error:
+        if "safetensors" not in spec.formats:
+            raise
+        message = f"GGUF files will be left out: {error.message}"
+        context.report(EventType.WARNING, message, level="warning", stage="export")
+
+
+def _require_libraries(spec: JobSpec) -> bool:
+    """Whether any format needs GGUF; raises `MissingExtra` when its libraries are not there."""
+    if not any(parse_format(form).container == "gguf" for form in spec.formats):
+        return False
+    shared_library()
+    if find_spec("gguf") is None:
+        raise MissingExtra("gguf", "export")
+    return True
 
 
 def export(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
@@ -34,7 +58,7 @@ def export(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
 
     A format that fails its check is left out with a warning. Raises `ExportFailed` when none is left, and `Stopped`.
     """
-    check_exporters(spec)
+    _require_libraries(spec)
     finals = {name: workspace.stage("export", name) / "variant" for name in spec.target_names}
     steps = _Steps(context, len(finals) * (2 + len(spec.formats)))
     shared: tuple[PreTrainedTokenizerBase, Corpus] | None = None

@@ -60,7 +60,8 @@ class Vocabulary:
 
     def is_cut_otherwise(self, text: str) -> bool:
         """Whether `known_difference` is about this text."""
-        names = (token for token, kind in zip(self.tokens, self.types, strict=True) if kind == TokenType.CONTROL)
+        apart = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+        names = (token for token, kind in zip(self.tokens, self.types, strict=True) if kind in apart)
         return bool(self.known_difference) and (text.startswith(" ") or any(name in text for name in names))
 
     def write(self, writer: gguf.GGUFWriter) -> None:

@@ -1,0 +1,206 @@
+"""The whole stage on real models: what ships, what is left out, what is resumed, what is stopped."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from foundry.engine.context import RunContext, Stopped
+from foundry.engine.export.manifest import check_folder
+from foundry.engine.export.stage import check_formats, export
+from foundry.engine.models import copy_tokenizer
+from foundry.engine.prune.slicer import Slicer, write_sharded
+from foundry.engine.workspace import Inputs, Workspace, write_json
+from foundry.errors import ExportFailed
+from foundry.intake.checkpoint import checkpoint_sha256, open_checkpoint
+from foundry.spec.job import JobSpec
+from foundry.spec.lifecycle import EventType, RunEvent
+from foundry.spec.record import parse
+from foundry.spec.variant import Metrics, PrunePlan
+from tests.tiny import new_model, new_tokenizer, save, write_texts
+
+pytestmark = pytest.mark.integration
+
+
+@dataclass
+class Stage:
+    """A workspace whose earlier stages are done, and everything that the export says."""
+
+    spec: JobSpec
+    workspace: Workspace
+    events: list[RunEvent] = field(default_factory=list)
+
+    def context(self, should_stop: Callable[[], bool] = lambda: False) -> RunContext:
+        cpu = torch.device("cpu")
+        return RunContext(emit=self.events.append, should_stop=should_stop, device=cpu, dtype=torch.float32, seed=0)
+
+    def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        export(self.spec, self.workspace, self.context(should_stop))
+
+    def variant(self, target: str) -> Path:
+        return self.workspace.root / "stages" / "export" / target / "variant"
+
+    def said(self, kind: EventType) -> list[RunEvent]:
+        return [event for event in self.events if event.type == kind]
+
+
+def prepare(root: Path, teacher: Path, data: Path, formats: list[str], **ffn: int) -> Stage:
+    """A stage for one target per keyword, its student cut to so many ffn channels and otherwise the teacher."""
+    targets = [{"name": name, "max_bytes": 100_000_000} for name in ffn]
+    given = {"teacher": str(teacher), "data": str(data), "targets": targets, "formats": formats, "distill": None}
+    spec = parse(JobSpec, given | {"evaluate": {"tokens": 512}})
+    workspace = Workspace.create(root, spec, Inputs(teacher=str(teacher), data=str(data), data_sha256="d" * 64))
+    checkpoint = open_checkpoint(teacher)
+    for target, channels in ffn.items():
+        folder = workspace.stage("prune", target)
+        shape = checkpoint.shape.model_copy(update={"ffn": channels})
+        plan = PrunePlan(
+            family="llama", target=target, teacher_shape=checkpoint.shape, shape=shape,
+            layers=tuple(range(shape.layers)), hidden=tuple(range(shape.hidden)),
+            ffn=(tuple(range(channels)),) * shape.layers, heads=(tuple(range(shape.heads)),) * shape.layers,
+        )  # fmt: skip
+        write_json(folder / "plan.json", plan.model_dump(mode="json"))
+        (folder / "model").mkdir()
+        slicer = Slicer(checkpoint=checkpoint, plan=plan, statistics=None, device=torch.device("cpu"))
+        write_sharded(slicer.tensors(), folder / "model")
+        write_json(folder / "model" / "config.json", checkpoint.family.config_for(checkpoint.config, shape))
+        copy_tokenizer(teacher, folder / "model")
+        rows = [Metrics(model="teacher", held_out_loss=1.0).model_dump(mode="json")]
+        write_json(workspace.stage("evaluate", target) / "metrics.json", rows)
+    return Stage(spec, workspace)
+
+
+@pytest.fixture(scope="module")
+def done(demo_teacher: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    """The demo's teacher, whole for one target and with fewer channels for another, exported with an adapter beside."""
+    folder = tmp_path_factory.mktemp("job")
+    teacher = folder / "teacher"
+    shutil.copytree(demo_teacher, teacher)
+    (teacher / "README.md").write_text("---\nlicense: psf\n---\n# Demo\n")
+    (teacher / "LICENSE").write_text("terms")
+    formats = ["safetensors", "gguf:f16", "gguf:q4_k_m"]
+    stage = prepare(folder / "workspace", teacher, corpus_file, formats, tablet=768, watch=512)
+    adapter = stage.workspace.stage("lora", "watch") / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    stage.run()
+    return stage
+
+
+@pytest.mark.parametrize("target", ["tablet", "watch"])
+def test_variant_is_signed_and_every_format_was_measured_in_its_runtime(done: Stage, target: str) -> None:
+    manifest = check_folder(done.variant(target))
+    rows = {row.model: row for row in manifest.metrics}
+    assert list(rows) == ["teacher", "safetensors", "gguf:f16", "gguf:q4_k_m"]
+    assert manifest.failed_formats == {} and manifest.fits_budget
+    for form in ("safetensors", "gguf:f16", "gguf:q4_k_m"):
+        row = rows[form]
+        assert row.held_out_loss == pytest.approx(rows["safetensors"].held_out_loss, abs=0.1)
+        assert row.decode_tokens_per_s and row.load_ms and row.peak_memory_bytes and row.hardware and row.runtime
+        files = [artifact for artifact in manifest.files if artifact.format == form]
+        assert row.file_bytes == max(artifact.bytes for artifact in files)
+    assert rows["gguf:f16"].runtime_greedy_tokens == 32 or target == "watch"  # crippled, it has near ties
+
+
+def test_variant_of_an_uncut_teacher_is_the_teacher_bit_for_bit(done: Stage, demo_teacher: Path) -> None:
+    shipped = load_file(done.variant("tablet") / "safetensors" / "model.safetensors")
+    original = load_file(demo_teacher / "model.safetensors")
+    assert shipped.keys() == original.keys()
+    assert all(torch.equal(shipped[name], original[name]) for name in original)
+
+
+def test_variant_opens_and_speaks_with_plain_transformers(done: Stage) -> None:
+    folder = done.variant("watch") / "safetensors"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("def main(", return_tensors="pt")
+    assert model.generate(**ids, max_new_tokens=8, do_sample=False).shape[1] > ids["input_ids"].shape[1]
+
+
+def test_variant_says_where_it_comes_from_and_carries_terms_plan_and_adapter(done: Stage) -> None:
+    folder = done.variant("watch")
+    manifest = check_folder(folder)
+    paths = {artifact.path for artifact in manifest.files}
+    assert {"README.md", "LICENSE", "plan.json", "spec.json", "adapter/adapter_config.json", "watch-f16.gguf"} <= paths
+    assert manifest.lineage.teacher_sha256 == checkpoint_sha256(Path(done.workspace.inputs.teacher))
+    assert manifest.lineage.data_sha256 == "d" * 64
+    assert manifest.lineage.versions["xllamacpp"]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "license: psf" in card and "| feed-forward width | 768 | 512 | 67% |" in card
+    assert not (done.variant("tablet") / "adapter").exists()
+
+
+def test_stage_names_its_variants_and_tells_its_progress(done: Stage) -> None:
+    assert done.workspace.result("export") == {
+        "variants": ["stages/export/tablet/variant", "stages/export/watch/variant"]
+    }
+    steps = [event.data["step"] for event in done.said(EventType.PROGRESS)]
+    assert steps == list(range(1, 11)) and done.said(EventType.PROGRESS)[-1].data["steps"] == 10
+    assert len(done.said(EventType.METRICS)) == 6
+
+
+def test_stage_keeps_what_is_built_when_it_is_run_again(done: Stage) -> None:
+    before = {p: p.stat().st_mtime_ns for p in done.variant("tablet").rglob("*")}
+    again = Stage(done.spec, done.workspace)
+    again.run()
+    assert {p: p.stat().st_mtime_ns for p in done.variant("tablet").rglob("*")} == before
+    assert again.said(EventType.METRICS) == []
+
+
+@pytest.fixture
+def lowercasing(tmp_path: Path) -> tuple[Path, Path]:
+    """A tiny teacher whose tokenizer GGUF has no words for, and data."""
+    document = (
+        new_tokenizer().backend_tokenizer.to_str().replace('"normalizer":null', '"normalizer":{"type":"Lowercase"}')
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(document), eos_token="<|endoftext|>")
+    return save(tmp_path / "teacher", new_model().bfloat16(), tokenizer), write_texts(tmp_path / "text.jsonl", 100)
+
+
+def test_stage_ships_the_other_formats_when_one_fails(lowercasing: tuple[Path, Path], tmp_path: Path) -> None:
+    stage = prepare(tmp_path / "job", *lowercasing, ["safetensors", "gguf:q4_k_m"], watch=32)
+    stage.run()
+    manifest = check_folder(stage.variant("watch"))
+    assert "Lowercase" in manifest.failed_formats["gguf:q4_k_m"]
+    assert {artifact.format for artifact in manifest.files} == {None, "safetensors"}
+    assert not manifest.fits_budget  # gguf:q4_k_m is what the device would have run
+    assert [event.data["format"] for event in stage.said(EventType.WARNING)] == ["gguf:q4_k_m"]
+
+
+def test_stage_fails_when_no_format_is_left(lowercasing: tuple[Path, Path], tmp_path: Path) -> None:
+    stage = prepare(tmp_path / "job", *lowercasing, ["gguf:q4_k_m"], watch=32)
+    with pytest.raises(ExportFailed, match=r"no format passed its check: gguf:q4_k_m: .*Lowercase"):
+        stage.run()
+    assert list(stage.variant("watch").parent.iterdir()) == []
+
+
+def test_formats_are_checked_before_anything_is_computed(lowercasing: tuple[Path, Path], tmp_path: Path) -> None:
+    stage = prepare(tmp_path / "job", *lowercasing, ["gguf:q4_k_m", "gguf:f16"], watch=32)
+    with pytest.raises(ExportFailed, match="Lowercase"):
+        check_formats(stage.spec, stage.workspace, stage.context())
+    both = replace(stage, spec=stage.spec.model_copy(update={"formats": ("safetensors", "gguf:f16")}))
+    check_formats(both.spec, both.workspace, both.context())
+    assert ["Lowercase" in event.message for event in both.said(EventType.WARNING)] == [True]
+
+
+def test_stage_stops_between_formats_and_leaves_no_half_variant(lowercasing: tuple[Path, Path], tmp_path: Path) -> None:
+    stage = prepare(tmp_path / "job", *lowercasing, ["safetensors"], watch=32)
+    with pytest.raises(Stopped):
+        stage.run(should_stop=lambda: bool(stage.said(EventType.PROGRESS)))
+    assert list(stage.variant("watch").parent.iterdir()) == []
+    assert not stage.workspace.is_done("export")
+
+
+def test_stage_ships_gguf_alone_when_that_is_asked_for(tmp_path: Path) -> None:
+    teacher = save(tmp_path / "teacher", new_model().bfloat16())
+    stage = prepare(tmp_path / "job", teacher, write_texts(tmp_path / "text.jsonl", 100), ["gguf:q8_0"], watch=32)
+    stage.run()
+    manifest = check_folder(stage.variant("watch"))
+    formats: dict[str, Any] = {artifact.path: artifact.format for artifact in manifest.files}
+    assert formats["watch-q8_0.gguf"] == "gguf:q8_0" and "safetensors" not in formats.values()
