@@ -6,7 +6,6 @@ the exporter writes these types, so the two cannot disagree.
 """
 
 import math
-from collections import Counter
 from typing import Literal
 
 from foundry.errors import UnknownFormat
@@ -85,17 +84,28 @@ def bytes_of(values: int, kind: GgufType) -> int:
     return values // block_values * block_bytes
 
 
+def tensor_bytes(weight: Weight, size: tuple[int, ...], boosted: bool, shape: Shape, form: Format) -> int:
+    """Bytes of one tensor of a table row; `boosted` as for `gguf_type`."""
+    values = math.prod(size)
+    if form.container == "safetensors":
+        return 2 * values
+    return bytes_of(values, gguf_type(weight, size, boosted, shape, form.quantisation))
+
+
+def boosted_layers(layers: int) -> int:
+    """How many layers of a model get more bits."""
+    return sum(_more_bits(layer, layers) for layer in range(layers))
+
+
 def weight_bytes(family: Family, shape: Shape, form: Format, present: frozenset[str] = frozenset()) -> int:
     """Bytes of all tensors of a model of this shape in this format; file headers and the tokenizer are not counted."""
-    if form.container == "safetensors":
-        return 2 * family.parameter_count(shape, present)
     total = 0
     for weight in family.weights:
         if not weight.exists_in(family, shape, present):
             continue
         size = tuple(shape.length(dimension) for dimension in weight.dims)
-        layers = range(shape.layers) if weight.per_layer else (0,)
-        for boosted, count in Counter(_more_bits(layer, shape.layers) for layer in layers).items():
-            kind = gguf_type(weight, size, boosted, shape, form.quantisation)
-            total += count * bytes_of(math.prod(size), kind)
+        boosted = boosted_layers(shape.layers) if weight.per_layer else 0
+        plain = shape.layers - boosted if weight.per_layer else 1
+        total += plain * tensor_bytes(weight, size, False, shape, form)
+        total += boosted * tensor_bytes(weight, size, True, shape, form)
     return total

@@ -1,11 +1,12 @@
 """Which shapes a budget admits. Arithmetic only: no weights, no torch."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 
 from foundry.errors import BudgetUnreachable
 from foundry.spec.family import Family, Shape
+from foundry.spec.ruler import Ruler
 from foundry.spec.stages import Axis
 from foundry.spec.target import Budget
 
@@ -45,17 +46,6 @@ def choices(teacher: Shape, axes: Iterable[Axis]) -> dict[str, list[int]]:
     }
 
 
-def shapes(teacher: Shape, axes: Iterable[Axis]) -> Iterator[list[Shape]]:
-    """Every shape on the grid of `choices`, in groups that differ in ffn alone, widest first."""
-    grid = choices(teacher, axes)
-    for hidden, heads, layers in product(grid["hidden"], grid["heads"], grid["layers"]):
-        # LlamaConfig and Gemma3Config refuse hidden % heads != 0 even where head_dim is given.
-        if teacher.hidden % teacher.heads == 0 and hidden % heads:
-            continue
-        cut = {"hidden": hidden, "heads": heads, "layers": layers}
-        yield [teacher.model_copy(update={**cut, "ffn": ffn}) for ffn in grid["ffn"]]
-
-
 def shapes_within(
     family: Family, teacher: Shape, budget: Budget, axes: Iterable[Axis], present: frozenset[str] = frozenset()
 ) -> list[Shape]:
@@ -64,28 +54,58 @@ def shapes_within(
     Dominated means: no axis longer and one shorter. A dominated shape keeps less of the teacher for no gain. Raises
     `BudgetUnreachable` with the smallest reachable size when nothing fits.
     """
-    axes = tuple(axes)
     if budget.share(family, teacher, present) <= 1:
         return [teacher]
-    widest = [
-        next((s for s in group if budget.share(family, s, present) <= 1), None) for group in shapes(teacher, axes)
-    ]
-    fitting = [shape for shape in widest if shape is not None]
-    if not fitting:
-        raise _unreachable(family, teacher, budget, axes, present)
-    keys = [(s.hidden, s.ffn, s.heads, s.layers) for s in fitting]
+    grid = choices(teacher, axes)
+    ruler = Ruler(family, teacher, budget, present)
+    limit = budget.max_params or budget.max_bytes or 0
+    widest = {
+        (hidden, heads, layers): next(
+            (f for f in grid["ffn"] if ruler.used(hidden=hidden, heads=heads, layers=layers, ffn=f) <= limit), 0
+        )
+        for hidden, heads, layers in _combinations(teacher, grid)
+    }
+    if not any(widest.values()):
+        raise _unreachable(family, teacher, budget, grid, ruler, present)
     return [
-        s for s, k in zip(fitting, keys, strict=True)
-        if not any(other != k and all(o >= n for o, n in zip(other, k, strict=True)) for other in keys)
-    ]  # fmt: skip
+        teacher.model_copy(update={"hidden": hidden, "heads": heads, "layers": layers, "ffn": ffn})
+        for (hidden, heads, layers), ffn in _undominated(grid, widest).items()
+    ]
+
+
+def _combinations(teacher: Shape, grid: Mapping[str, list[int]]) -> Iterator[tuple[int, int, int]]:
+    """Every hidden, heads and layers of the grid that a model can have together, longest first."""
+    for hidden, heads, layers in product(grid["hidden"], grid["heads"], grid["layers"]):
+        # LlamaConfig and Gemma3Config refuse hidden % heads != 0 even where head_dim is given.
+        if teacher.hidden % teacher.heads or not hidden % heads:
+            yield hidden, heads, layers
+
+
+def _undominated(
+    grid: Mapping[str, list[int]], widest: Mapping[tuple[int, int, int], int]
+) -> dict[tuple[int, int, int], int]:
+    """The combinations whose widest ffn no combination with equal or longer axes has, in their order."""
+    kept: dict[tuple[int, int, int], int] = {}
+    reach: dict[tuple[int, int, int], int] = {}  # by place in the grid: the widest ffn there or at anything longer
+    for i, j, k in product(*(range(len(grid[axis])) for axis in ("hidden", "heads", "layers"))):
+        longer = max(reach.get(place, 0) for place in ((i - 1, j, k), (i, j - 1, k), (i, j, k - 1)))
+        combination = grid["hidden"][i], grid["heads"][j], grid["layers"][k]
+        ffn = widest.get(combination, 0)
+        if ffn > longer:
+            kept[combination] = ffn
+        reach[i, j, k] = max(ffn, longer)
+    return kept
 
 
 def _unreachable(
-    family: Family, teacher: Shape, budget: Budget, axes: tuple[Axis, ...], present: frozenset[str]
+    family: Family, teacher: Shape, budget: Budget, grid: Mapping[str, list[int]], ruler: Ruler, present: frozenset[str]
 ) -> BudgetUnreachable:
-    smallest = min(
-        (s for group in shapes(teacher, axes) for s in group), key=lambda s: budget.share(family, s, present)
+    cuts = (
+        {"hidden": hidden, "heads": heads, "layers": layers, "ffn": ffn}
+        for hidden, heads, layers in _combinations(teacher, grid)
+        for ffn in grid["ffn"]
     )
+    smallest = teacher.model_copy(update=min(cuts, key=lambda cut: ruler.used(**cut)))
     params, size = family.parameter_count(smallest, present), budget.used_bytes(family, smallest, present)
     limit = f"{budget.max_params:,} parameters" if budget.max_params else f"{budget.max_bytes:,} bytes"
     way_out = f"allow at least {params:,} parameters" if budget.max_params else f"allow at least {size:,} bytes"
