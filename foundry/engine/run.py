@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from foundry.engine import pipeline
 from foundry.engine.context import RunContext, Stopped, choose_device, choose_dtype
@@ -30,8 +31,7 @@ def main(root: Path) -> int:
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which then sends SIGTERM
     threading.Thread(target=_stop_with_parent, args=(asked,), daemon=True).start()
-    if threads := os.environ.get("FOUNDRY_THREADS"):
-        torch.set_num_threads(int(threads))
+    disable_progress_bar()  # it would fill the last lines of standard error, which say why a run has failed
 
     def emit(event: RunEvent) -> None:
         try:
