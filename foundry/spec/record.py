@@ -26,11 +26,15 @@ def _count(value: Any) -> Any:
     return value
 
 
-Count = Annotated[int, BeforeValidator(_count), Field(gt=0)]
+Count = Annotated[int, BeforeValidator(_count), Field(gt=0, lt=2**63)]
 """A positive whole number that may be written 20e6."""
 
-Rate = Annotated[float, BeforeValidator(lambda v: float(v) if isinstance(v, str) and _PLAIN_NUMBER.fullmatch(v) else v)]
-"""A number that YAML may have read as text, such as 1e-3."""
+Rate = Annotated[
+    float,
+    BeforeValidator(lambda v: float(v) if isinstance(v, str) and _PLAIN_NUMBER.fullmatch(v) else v),
+    Field(gt=0, allow_inf_nan=False),
+]
+"""A positive number that YAML may have read as text, such as 1e-3; never infinite, for JSON has no word for that."""
 
 R = TypeVar("R", bound=Record)
 

@@ -43,7 +43,7 @@ class Distill(Record):
     batch_tokens: Count | None = None
     """Tokens of one step; by default 16 sequences."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     checkpoint_steps: Count = 100
     """Steps between two checkpoints: the most work that a crash can cost."""
     evaluate_steps: Count | None = None

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from api.app import create_app
@@ -130,6 +132,7 @@ def test_a_job_leaves_nothing_when_its_teacher_cannot_be_used(
         ({"seed": -1}, "/seed", "greater than or equal to 0"),
         ({"teacher": None}, "/teacher", "valid string"),
         ({"teacher": "\ud800"}, "/teacher", "unicode"),
+        ({"lora": {"learning_rate": "1e999"}}, "/lora/learning_rate", "finite"),
     ],
 )
 def test_a_job_leaves_nothing_when_a_field_is_wrong(
@@ -299,3 +302,33 @@ assert not {{"torch", "transformers", "numpy", "celery"}} & set(sys.modules), "a
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+_FIELDS = st.sampled_from(
+    ["correct", "prune", "distill", "lora", "formats", "seed", "name", "targets", "axes", "tokens", "rank", "max_bytes",
+     "max_params", "context_tokens", "format", "learning_rate", "candidates"]
+)  # fmt: skip
+_ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=12)
+    | st.sampled_from(["1e999", 10**400, "20e6", "smartphone", "gguf:f16"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_FIELDS | st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(_FIELDS | st.text(max_size=4), _ANYTHING, max_size=4))
+def test_a_submit_is_taken_or_refused_but_never_fails_when_fuzzed(
+    serving: Serving, client: FlaskClient, changes: dict[str, Any]
+) -> None:
+    body = json.dumps(serving.spec() | changes)
+    response = client.post(JOBS, data=body, content_type="application/json", headers={"Accept": "application/json"})
+    assert response.status_code in (201, 400, 422), (body, response.get_data())
+    if response.status_code == 201:
+        assert client.get(f"{JOBS}/{response.get_json()['id']}").get_json() == response.get_json()
+    elif response.status_code == 422:
+        assert response.get_json(force=True)["errors"], body
