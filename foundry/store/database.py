@@ -10,7 +10,6 @@ from typing import Any
 import psycopg
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Double, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
@@ -100,7 +99,7 @@ class Database:
     def ping(self) -> None:
         """Raise `DatabaseUnavailable` unless the database answers and has the schema of this version."""
         with self._translated(), self._reader.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
+            found = connection.scalar(text("SELECT version_num FROM alembic_version"))
         if found != _newest_revision():
             raise DatabaseUnavailable(
                 f"the database's schema is at revision {found}, this version needs {_newest_revision()}. "

@@ -26,7 +26,7 @@ def works(postgres_url: str, tmp_path: Path) -> Iterator[Works]:
 
 
 def celery(works: Works, log: Path, redis: Redis, pool: str = "threads") -> AbstractContextManager[Popen[bytes]]:
-    command = ("celery", "-A", "workers.app", "worker", "--pool", pool, "--concurrency", "1", "--loglevel", "INFO")
+    command = ("celery", "-A", "workers.app", "worker", "--pool", pool, "--concurrency", "1", "--without-mingle")
     return running_worker(works, log, *command, FOUNDRY_BROKER_URL=redis.url)
 
 
@@ -35,7 +35,8 @@ def test_worker_carries_out_jobs_rung_before_and_after_it_started_and_releases_i
     works: Works, tmp_path: Path, redis_server: Redis, pool: str
 ) -> None:
     before = works.submit()
-    ring(redis_server.url, before)
+    for _ in range(3):  # a ring too many is harmless
+        ring(redis_server.url, before)
     with celery(works, tmp_path / "log", redis_server, pool) as worker:
         works.await_status(before, Status.SUCCEEDED)
         after = works.submit(LONG)
@@ -44,21 +45,7 @@ def test_worker_carries_out_jobs_rung_before_and_after_it_started_and_releases_i
         worker.send_signal(signal.SIGTERM)
         worker.wait(20)
     assert works.job(after).status is Status.QUEUED
-    assert works.outcomes(after) == ["released"]
-
-
-def test_job_is_carried_out_once_when_it_is_rung_for_eight_times(
-    works: Works, tmp_path: Path, redis_server: Redis
-) -> None:
-    job_id = works.submit("steps=20 delay=0.02")
-    for _ in range(8):
-        ring(redis_server.url, job_id)
-    with celery(works, tmp_path / "log", redis_server):
-        works.await_status(job_id, Status.SUCCEEDED)
-        last = works.submit()
-        ring(redis_server.url, last)
-        works.await_status(last, Status.SUCCEEDED)
-    assert works.outcomes(job_id) == ["succeeded"]
+    assert (works.outcomes(before), works.outcomes(after)) == (["succeeded"], ["released"])
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
@@ -66,7 +53,7 @@ def test_jobs_submitted_while_redis_is_away_are_found_by_the_reconcile_loop(
     works: Works, tmp_path: Path, redis_server: Redis
 ) -> None:
     with celery(works, tmp_path / "log", redis_server):
-        first = works.submit("steps=60 delay=0.02")
+        first = works.submit("steps=40 delay=0.02")
         ring(redis_server.url, first)
         works.await_checkpoint(first)
         redis_server.stop()
@@ -82,7 +69,7 @@ def test_jobs_submitted_while_redis_is_away_are_found_by_the_reconcile_loop(
 def test_running_job_survives_a_restart_of_the_database(
     works: Works, tmp_path: Path, redis_server: Redis, postgres: Postgres
 ) -> None:
-    job_id = works.submit("steps=100 delay=0.02")
+    job_id = works.submit("steps=50 delay=0.02")
     ring(redis_server.url, job_id)
     with celery(works, tmp_path / "log", redis_server):
         works.await_checkpoint(job_id)
@@ -92,7 +79,7 @@ def test_running_job_survives_a_restart_of_the_database(
     assert works.outcomes(job_id) == ["succeeded"]
     events = works.events(job_id)
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
-    assert [e.data["step"] for e in works.events(job_id, EventType.CHECKPOINT)] == list(range(5, 101, 5))
+    assert [e.data["step"] for e in works.events(job_id, EventType.CHECKPOINT)] == list(range(5, 51, 5))
 
 
 def test_worker_does_not_start_without_a_broker_and_names_the_way_out(works: Works, tmp_path: Path) -> None:

@@ -18,17 +18,13 @@ WORKER = "workers.embedded"
 LONG = "steps=2000 delay=0.02"
 
 
-def test_worker_carries_out_what_is_queued_and_what_comes_later(works: Works, tmp_path: Path) -> None:
-    before = works.submit()
-    with running_worker(works, tmp_path / "log", WORKER):
-        works.await_status(before, Status.SUCCEEDED)
-        works.await_status(works.submit(), Status.SUCCEEDED)
-
-
-def test_log_is_json_with_job_and_attempt(works: Works, tmp_path: Path) -> None:
+def test_worker_carries_out_what_is_queued_and_what_comes_later_and_logs_it_as_json(
+    works: Works, tmp_path: Path
+) -> None:
     job_id = works.submit()
     with running_worker(works, tmp_path / "log", WORKER):
         works.await_status(job_id, Status.SUCCEEDED)
+        works.await_status(works.submit(), Status.SUCCEEDED)
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     of_job = [line["event"] for line in lines if line.get("job_id") == job_id and line.get("attempt") == 1]
     assert of_job[:2] == ["claimed", "run started"] and "settled" in of_job
@@ -36,7 +32,7 @@ def test_log_is_json_with_job_and_attempt(works: Works, tmp_path: Path) -> None:
 
 
 def test_sigterm_lets_the_run_write_a_checkpoint_and_puts_the_job_back(works: Works, tmp_path: Path) -> None:
-    job_id = works.submit("steps=150 delay=0.02")
+    job_id = works.submit("steps=60 delay=0.02")
     with running_worker(works, tmp_path / "log", WORKER) as worker:
         works.await_checkpoint(job_id)
         worker.send_signal(signal.SIGTERM)
@@ -51,7 +47,7 @@ def test_sigterm_lets_the_run_write_a_checkpoint_and_puts_the_job_back(works: Wo
 
 def test_job_of_a_killed_worker_is_finished_by_another_when_the_lease_has_ended(works: Works, tmp_path: Path) -> None:
     works = Works(works.settings.database_url, works.settings.home, lease_s=1.5)
-    job_id = works.submit("steps=150 delay=0.02")
+    job_id = works.submit("steps=60 delay=0.02")
     with running_worker(works, tmp_path / "log", WORKER) as worker:
         works.await_checkpoint(job_id)
         run = works.run_pid(job_id)
