@@ -20,8 +20,9 @@ from foundry.engine.distill.text import Texts, read_texts
 from foundry.engine.distill.trainer import Training, summary, train
 from foundry.engine.evaluate.compare import compare
 from foundry.engine.lora import CHECKPOINT_STEPS, EVALUATIONS, WARMUP_RATIO, attach, merge, save_adapter
-from foundry.engine.models import context_limit_of, load_model, load_tokenizer, local_folder, save_model, trunk_and_head
+from foundry.engine.models import load_model, load_tokenizer, local_folder, save_model, trunk_and_head
 from foundry.engine.workspace import Workspace, write_json
+from foundry.intake.checkpoint import context_limit
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.stages import Correct
@@ -69,7 +70,7 @@ def _texts(
 ) -> Texts:  # fmt: skip
     assert spec.correct is not None
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
-    length = sequence_length(None, context_limit_of(bare.config), "/correct")
+    length = sequence_length(None, context_limit(bare.config.to_dict()), "/correct")
     vocabulary = trunk_and_head(bare).head_VH.shape[0]
     data = workspace.inputs.data
     return read_texts("correct", data, tokenizer, length, spec.correct.tokens, vocabulary, spec.seed, context)

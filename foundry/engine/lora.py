@@ -17,9 +17,9 @@ from foundry.engine.distill.objectives import predict_text
 from foundry.engine.distill.schedule import make_schedule, sequence_length
 from foundry.engine.distill.text import read_texts
 from foundry.engine.distill.trainer import Training, summary, train
-from foundry.engine.models import context_limit_of, load_model, load_tokenizer, save_model, trunk_and_head
+from foundry.engine.models import load_model, load_tokenizer, save_model, trunk_and_head
 from foundry.engine.workspace import Workspace, new_folder, write_json
-from foundry.intake.checkpoint import checkpoint_sha256
+from foundry.intake.checkpoint import checkpoint_sha256, context_limit
 from foundry.spec.family import Family, family_of
 from foundry.spec.job import JobSpec
 
@@ -43,7 +43,7 @@ def lora(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         for target, folder in students.items()
     }  # fmt: skip
     learners = [Learner(target, model.get_base_model(), context.dtype) for target, model in adapted.items()]
-    length = sequence_length(None, context_limit_of(learners[0].model.config), "/lora")
+    length = sequence_length(None, context_limit(learners[0].model.config.to_dict()), "/lora")
     vocabulary = trunk_and_head(learners[0].model).head_VH.shape[0]
     texts = read_texts(
         "lora", workspace.inputs.data, tokenizer, length, spec.lora.tokens, vocabulary, spec.seed, context

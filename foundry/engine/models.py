@@ -5,7 +5,7 @@ V: vocabulary, H: hidden.
 
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from foundry.engine.workspace import new_folder, read_json, write_json
 from foundry.errors import DamagedCheckpoint, OutOfMemory, TeacherNotFound, UnsupportedFamily
+from foundry.intake.checkpoint import check_tokenizer
 from foundry.spec.job import is_hub_id
 
 # Weights as safetensors, and text, the licence among it. Never pickles, never code.
@@ -80,22 +81,17 @@ def load_model(folder: str | Path, *, dtype: torch.dtype, device: torch.device |
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model. Raises `DamagedCheckpoint` without one, `UnsupportedFamily` for the slow kind."""
+    """The tokenizer beside a model, from its tokenizer.json. Raises `DamagedCheckpoint` without one."""
+    found = local_folder(folder)
+    check_tokenizer(found)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(local_folder(folder), trust_remote_code=False, local_files_only=True)
+        return AutoTokenizer.from_pretrained(found, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise DamagedCheckpoint(
-            f"{folder} has no tokenizer that can be read: {_first_line(error)}. Save it beside the model: "
+            f"the tokenizer of {folder} cannot be opened: {_first_line(error)}. Save it again beside the model: "
             "tokenizer.save_pretrained(folder)",
             pointer="/teacher",
         ) from error
-    if not tokenizer.is_fast:
-        raise UnsupportedFamily(
-            f"the tokenizer of {folder} has no tokenizer.json; convert it: "
-            "AutoTokenizer.from_pretrained(folder, use_fast=True).save_pretrained(folder)",
-            pointer="/teacher",
-        )
-    return tokenizer
 
 
 def trunk_and_head(model: PreTrainedModel) -> TrunkAndHead:
@@ -130,12 +126,6 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-
-
-def context_limit_of(config: Any) -> int | None:
-    """The longest sequence the model was made for, where its config says so."""
-    limit = getattr(config, "max_position_embeddings", None)
-    return int(limit) if limit else None
 
 
 def _tied_names(model: PreTrainedModel) -> tuple[str, ...]:

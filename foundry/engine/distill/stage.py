@@ -13,9 +13,9 @@ from foundry.engine.distill.schedule import Schedule, make_schedule, sequence_le
 from foundry.engine.distill.text import read_texts
 from foundry.engine.distill.trainer import Training, summary, train
 from foundry.engine.evaluate.compare import check_same_vocabulary
-from foundry.engine.models import context_limit_of, load_model, load_tokenizer, local_folder, save_model, trunk_and_head
+from foundry.engine.models import load_model, load_tokenizer, local_folder, save_model, trunk_and_head
 from foundry.engine.workspace import Workspace, write_json
-from foundry.intake.checkpoint import checkpoint_sha256
+from foundry.intake.checkpoint import checkpoint_sha256, context_limit
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.stages import Distill
@@ -35,7 +35,8 @@ def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     teacher_folder = local_folder(workspace.teacher)
     tokenizer = load_tokenizer(teacher_folder)
     teacher = load_model(teacher_folder, dtype=context.dtype, device=context.device)
-    length = sequence_length(spec.distill.sequence_tokens, context_limit_of(teacher.config), "/distill/sequence_tokens")
+    limit = context_limit(teacher.config.to_dict())
+    length = sequence_length(spec.distill.sequence_tokens, limit, "/distill/sequence_tokens")
     texts = read_texts(
         "distill", workspace.inputs.data, tokenizer, length, spec.distill.tokens,
         trunk_and_head(teacher).head_VH.shape[0], spec.seed, context,

@@ -9,9 +9,9 @@ from foundry.engine.context import RunContext
 from foundry.engine.corpus import Corpus, Packed, pack
 from foundry.engine.distill.schedule import sequence_length
 from foundry.engine.evaluate.compare import compare
-from foundry.engine.models import context_limit_of, load_model, load_tokenizer, local_folder
+from foundry.engine.models import load_model, load_tokenizer, local_folder
 from foundry.engine.workspace import Workspace, write_json
-from foundry.intake.checkpoint import open_checkpoint
+from foundry.intake.checkpoint import context_limit, open_checkpoint
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.variant import Metrics
@@ -44,7 +44,7 @@ def evaluate(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
 def _held_out(spec: JobSpec, workspace: Workspace, folder: Path, teacher: PreTrainedModel) -> Packed:
     tokenizer = load_tokenizer(folder)
     corpus = Corpus.load(workspace.inputs.data, tokenizer, seed=spec.seed)
-    length = sequence_length(None, context_limit_of(teacher.config), "/evaluate")
+    length = sequence_length(None, context_limit(teacher.config.to_dict()), "/evaluate")
     return pack(corpus.held_out, tokenizer, length, max_tokens=spec.evaluate.tokens, seed=spec.seed)
 
 
