@@ -41,7 +41,7 @@ class Distill(Record):
     sequence_tokens: Count | None = None
     """Length of a packed sequence; by default the teacher's context, at most 2048."""
     batch_tokens: Count | None = None
-    """Tokens of one step; by default 16 sequences."""
+    """Tokens of one step; by default 16 sequences, fewer where that leaves fewer than 100 steps."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     checkpoint_steps: Count = 100
