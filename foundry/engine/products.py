@@ -42,6 +42,20 @@ def logits_of(hidden_TH: Tensor, head_VH: Tensor, softcap: float | None = None) 
     return logits_TV if softcap is None else logits_TV.div_(softcap).tanh_().mul_(softcap)
 
 
+def softmax(logits_TV: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities [T, V], logits / temperature [T, V], and the log [T] of the sum of their exponentials.
+
+    Overwrites its input. By hand, because the sum is needed too, and because log_softmax and logsumexp are several
+    times slower on a CPU.
+    """
+    if temperature != 1.0:
+        logits_TV = logits_TV.div_(temperature)
+    largest_T1 = logits_TV.amax(dim=1, keepdim=True)
+    probabilities_TV = (logits_TV - largest_T1).exp_()
+    sum_T1 = probabilities_TV.sum(dim=1, keepdim=True)
+    return probabilities_TV.div_(sum_T1), logits_TV, (largest_T1 + sum_T1.log()).squeeze(1)
+
+
 def chunk_tokens(vocabulary: int, device: torch.device) -> int:
     """How many tokens' logits are worked on at a time: 4 MiB of them on a CPU, to stay in its caches; 256 on a GPU."""
     budget_bytes, least = (4 << 20, 64) if device.type == "cpu" else (256 << 20, 512)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foundry.engine.products import chunk_tokens, operand, product
+from foundry.engine.products import chunk_tokens, logits_of, operand, product, softmax
 
 
 class Head(NamedTuple):
@@ -47,12 +47,10 @@ def forward_kl(
     gradients = _Gradients(hidden_TH, weight_VH, dtype, with_head=student.weight_VH.requires_grad)
     total = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
     for part in _parts(hidden_TH, weight_VH, chunk):
-        p_CV, teacher_CV, teacher_log_sum_C = _softmax(
-            product(hidden_TG[part], weight_VG.T), temperature, teacher.softcap
-        )
-        q_CV, student_CV, student_log_sum_C = _softmax(
-            product(hidden_TH[part], weight_VH.T), temperature, student.softcap
-        )
+        teacher_logits_CV = logits_of(hidden_TG[part], weight_VG, teacher.softcap)
+        p_CV, teacher_CV, teacher_log_sum_C = softmax(teacher_logits_CV, temperature)
+        student_logits_CV = logits_of(hidden_TH[part], weight_VH, student.softcap)
+        q_CV, student_CV, student_log_sum_C = softmax(student_logits_CV, temperature)
         slope_CV = _slope_of_cap(student_CV, temperature, student.softcap)
         # KL = sum p (log p - log q) = sum p (z_p - z_q) - log sum exp z_p + log sum exp z_q
         distance_C = (teacher_CV.sub_(student_CV).mul_(p_CV)).sum(dim=1)
@@ -73,7 +71,7 @@ def cross_entropy(
     total = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
     for part in _parts(operand_TH, weight_VH, chunk):
         labels_C1 = labels_T[part, None]
-        q_CV, logits_CV, log_sum_C = _softmax(product(operand_TH[part], weight_VH.T), 1.0, head.softcap)
+        q_CV, logits_CV, log_sum_C = softmax(logits_of(operand_TH[part], weight_VH, head.softcap))
         total += (log_sum_C - logits_CV.gather(1, labels_C1).squeeze(1)).double().sum()
         slope_CV = _slope_of_cap(logits_CV, 1.0, head.softcap)
         gradient_CV = q_CV.scatter_add_(1, labels_C1, q_CV.new_full(labels_C1.shape, -1.0)).mul_(scale)
@@ -94,21 +92,6 @@ class _Gradients:
         self.hidden_TH[part] = product(gradient_CV, self._weight_VH)
         if self.head_VH is not None:
             self.head_VH += product(gradient_CV.T, self._operand_TH[part])
-
-
-def _softmax(logits_CV: Tensor, temperature: float, softcap: float | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities, scaled logits and log of the sum of their exponentials; overwrites its input.
-
-    By hand, because the sum is needed too, and because log_softmax and logsumexp are several times slower on a CPU.
-    """
-    if softcap is not None:
-        logits_CV = logits_CV.div_(softcap).tanh_().mul_(softcap)
-    if temperature != 1.0:
-        logits_CV = logits_CV.div_(temperature)
-    largest_C1 = logits_CV.amax(dim=1, keepdim=True)
-    probabilities_CV = (logits_CV - largest_C1).exp_()
-    sum_C1 = probabilities_CV.sum(dim=1, keepdim=True)
-    return probabilities_CV.div_(sum_C1), logits_CV, (largest_C1 + sum_C1.log()).squeeze(1)
 
 
 def _slope_of_cap(scaled_CV: Tensor, temperature: float, softcap: float | None) -> Tensor | None:

@@ -11,7 +11,10 @@ from foundry.errors import DamagedCheckpoint
 from foundry.spec.lifecycle import EventType, StageName
 
 _WATCHED_TOKENS = 16_384
-"""Held-out text that is scored during a run; the evaluate stage reads more."""
+"""Held-out text that is scored at each look during a run; the evaluate stage reads more."""
+_WATCHED_SHARE = 1 / 64
+"""Of the training tokens at most, so that eleven looks cost about a twentieth of a short run."""
+_FEWEST_WATCHED_TOKENS = 2048
 
 
 class Texts(NamedTuple):
@@ -35,7 +38,8 @@ def read_texts(
             stage=stage, documents=corpus.moved,
         )  # fmt: skip
     train = pack(corpus.train, tokenizer, sequence_tokens, max_tokens=max_tokens, seed=seed)
-    held_out = pack(corpus.held_out, tokenizer, sequence_tokens, max_tokens=_WATCHED_TOKENS, seed=seed)
+    watched = min(_WATCHED_TOKENS, max(_FEWEST_WATCHED_TOKENS, int(_WATCHED_SHARE * max_tokens)))
+    held_out = pack(corpus.held_out, tokenizer, sequence_tokens, max_tokens=watched, seed=seed)
     largest = max(int(train.ids_NS.max()), int(held_out.ids_NS.max()))
     if largest >= vocabulary:
         raise DamagedCheckpoint(

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import Packed
 from foundry.engine.models import trunk_and_head
-from foundry.engine.products import chunk_tokens, inner_dtype, logits_of, operand, trunk_hidden
+from foundry.engine.products import chunk_tokens, inner_dtype, logits_of, operand, softmax, trunk_hidden
 from foundry.errors import DamagedCheckpoint
 
 _BATCH_TOKENS = 4096
@@ -91,14 +91,15 @@ class _Side:
 
 def _chunk_sums(student_TV: Tensor, teacher_TV: Tensor | None, labels_T: Tensor) -> Tensor:
     """Sums over T of cross entropy, KL(teacher || student) and top-1 agreement, in float64."""
-    log_q_TV = torch.log_softmax(student_TV, dim=-1)
-    nats = -log_q_TV.gather(1, labels_T[:, None]).double().sum()
+    _, student_TV, student_log_sum_T = softmax(student_TV)
+    nats = (student_log_sum_T - student_TV.gather(1, labels_T[:, None]).squeeze(1)).double().sum()
     if teacher_TV is None:
         return torch.stack([nats, nats.new_zeros(()), nats.new_zeros(())])
-    log_p_TV = torch.log_softmax(teacher_TV, dim=-1)
-    kl = (log_p_TV.exp() * (log_p_TV - log_q_TV)).sum(dim=-1).double().sum()
-    agreed = (student_TV.argmax(dim=-1) == teacher_TV.argmax(dim=-1)).sum().double()
-    return torch.stack([nats, kl, agreed])
+    p_TV, teacher_TV, teacher_log_sum_T = softmax(teacher_TV)
+    agreed = (student_TV.argmax(dim=1) == teacher_TV.argmax(dim=1)).sum().double()
+    # KL = sum p (log p - log q) = sum p (z_p - z_q) - log sum exp z_p + log sum exp z_q
+    distance_T = teacher_TV.sub_(student_TV).mul_(p_TV).sum(dim=1)
+    return torch.stack([nats, (distance_T - teacher_log_sum_T + student_log_sum_T).double().sum(), agreed])
 
 
 def check_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
