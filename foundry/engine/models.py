@@ -4,6 +4,7 @@ V: vocabulary, H: hidden.
 """
 
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,13 +51,19 @@ def local_folder(teacher: str | Path) -> Path:
         if not Path(text).is_dir():
             raise TeacherNotFound(f"no folder {text!r}; give a folder or a hub id ORG/NAME", pointer="/teacher")
         return Path(text)
-    name, _, revision = text.partition("@")
-    folder = Path(HF_HOME) / "foundry" / text.replace("/", "--")
+    return _fetch(text)
+
+
+@cache
+def _fetch(teacher: str) -> Path:
+    """Once for each run, so that all its stages see one revision."""
+    name, _, revision = teacher.partition("@")
+    folder = Path(HF_HOME) / "foundry" / teacher.replace("/", "--")
     try:
         snapshot_download(name, revision=revision or None, local_dir=folder, allow_patterns=list(_FETCHED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, HFValidationError, OSError) as error:
         raise TeacherNotFound(
-            f"{text!r} could not be fetched from the hub: {_first_line(error)}. Check the name, the revision, the "
+            f"{teacher!r} could not be fetched from the hub: {_first_line(error)}. Check the name, the revision, the "
             "network and HF_TOKEN for gated models; or download it yourself and give the folder",
             pointer="/teacher",
         ) from error
