@@ -19,7 +19,7 @@ from foundry.spec.lifecycle import EventType, Status
 from foundry.spec.resources import Job
 from foundry.spec.variant import VariantManifest
 from tests.acceptance.services import running, runs_under, service, spec, wait_until, write_data
-from tests.servers import PostgresServer, RedisServer
+from tests.servers import Postgres, Redis
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
 PROMPTS = ("def read_file(path):\n    ", "class Queue:\n    ", "Return the number of ")
@@ -108,7 +108,7 @@ def test_killed_run_resumes_and_ends_with_the_same_weights(
     assert sorted(outcomes) == ["lost", "succeeded"]  # type: ignore[type-var]
     before, after = _manifests(foundry, undisturbed), _manifests(foundry, finished)
     for target, manifest in after.items():
-        assert manifest.training["steps"] == before[target].training["steps"]
+        assert manifest.training["distill"]["steps"] == before[target].training["distill"]["steps"]
         assert _digests(manifest) == _digests(before[target])
 
 
@@ -138,9 +138,7 @@ def test_optional_stages_ship_an_adapter_and_a_corrected_teacher_row(foundry: Fo
     assert any(f.path.startswith("adapter/") for f in manifest.files)
 
 
-def test_job_walks_through_celery_redis_and_postgresql(
-    tmp_path: Path, postgres: PostgresServer, redis_server: RedisServer
-) -> None:
+def test_job_walks_through_celery_redis_and_postgresql(tmp_path: Path, postgres: Postgres, redis_server: Redis) -> None:
     environment = {
         "FOUNDRY_DATABASE_URL": postgres.new_database(),
         "FOUNDRY_BROKER_URL": redis_server.url,
