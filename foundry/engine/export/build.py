@@ -14,7 +14,7 @@ from foundry.engine.context import RunContext
 from foundry.engine.corpus import Corpus
 from foundry.engine.export import plain
 from foundry.engine.export.apart import LLAMACPP, TRANSFORMERS, ask
-from foundry.engine.export.exam import Exam, make_exam
+from foundry.engine.export.exam import Exam, decided, make_exam
 from foundry.engine.export.huggingface import shipped_dtype, write_huggingface
 from foundry.engine.export.manifest import SAFETENSORS_FOLDER, gguf_name
 from foundry.engine.export.runtime import Answers
@@ -86,12 +86,14 @@ class Build:
 
     def _examine_master(self, master: Checkpoint) -> tuple[Exam, Answers]:
         """What plain transformers says about the folder; it must be what the student said before it was saved."""
-        context_tokens = int(master.config["max_position_embeddings"])
+        context_tokens = min(self.budget.context_tokens, int(master.config["max_position_embeddings"]))
         exam = make_exam(self.spec, self.corpus, self.tokenizer, context_tokens)
         questions = replace(
             exam.questions, model=str(master.folder), device=str(self.context.device), threads=torch.get_num_threads()
         )
-        reference = ask(TRANSFORMERS, questions, should_stop=self.context.should_stop)
+        if self.context.device.type == "cuda":
+            torch.cuda.empty_cache()  # the other process needs what earlier stages no longer use
+        exam, reference = decided(exam, ask(TRANSFORMERS, questions, should_stop=self.context.should_stop))
         self._same_as_student(exam, reference)
         if "safetensors" in self.spec.formats:
             size = sum(path.stat().st_size for path in master.folder.glob("*.safetensors"))
@@ -115,8 +117,7 @@ class Build:
         path = self.folder / gguf_name(self.budget.target, parse_format(form).quantisation)
         try:
             vocabulary = self._write_gguf(path, form, master)
-            context_tokens = min(self.budget.context_tokens, reference.context_tokens)
-            questions = replace(exam.questions, model=str(path), context_tokens=context_tokens)
+            questions = replace(exam.questions, model=str(path))
             answers = ask(LLAMACPP, questions, should_stop=self.context.should_stop)
             findings = compare_answers(form, answers, reference, exam, vocabulary.is_cut_otherwise)
         except ExportFailed as error:

@@ -4,13 +4,13 @@ T: tokens of a passage.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from foundry.engine.corpus import Corpus
 from foundry.engine.encode import Encoded, encode
-from foundry.engine.export.runtime import Questions
+from foundry.engine.export.runtime import Answers, Questions
 from foundry.errors import InvalidData
 from foundry.spec.job import JobSpec
 
@@ -29,7 +29,7 @@ _SCORED_TOKENS = 4096
 """Each file is scored on this much text. What is judged is the mean difference to transformers on the same tokens,
 known to about 0.003 nats even at four bits; the quality itself is measured on more text by the evaluate stage."""
 _PASSAGE_TOKENS = 512
-_PROMPTS, _PROMPT_TOKENS = 4, 24
+_PROMPTS, _DECIDED_PROMPTS, _PROMPT_TOKENS = 6, 3, 24
 _SPEED_PROMPT_TOKENS, _SPEED_DECODE_TOKENS = 128, 32
 
 
@@ -44,10 +44,8 @@ class Exam:
     """UTF-8 bytes of the counted tokens."""
 
 
-def make_exam(
-    spec: JobSpec, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, context_tokens: int, **settings: object
-) -> Exam:
-    """Questions from the held-out side of the data; `settings` are those fields of `Questions` that name no text."""
+def make_exam(spec: JobSpec, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, context_tokens: int) -> Exam:
+    """Questions from the held-out side of the data, none longer than the context that the device has room for."""
     taken = _passages(
         corpus, tokenizer, min(_PASSAGE_TOKENS, context_tokens), min(_SCORED_TOKENS, spec.evaluate.tokens)
     )
@@ -57,13 +55,13 @@ def make_exam(
     decoded = min(_SPEED_DECODE_TOKENS, context_tokens // 2)
     questions = Questions(
         model="",
+        context_tokens=context_tokens,
         texts=hard_texts(tokenizer),
         prompts=_prompts(passages, prompt),
         continue_tokens=continued,
         passages=passages,
         speed_prompt_tokens=min(_SPEED_PROMPT_TOKENS, context_tokens - decoded),
         speed_decode_tokens=decoded,
-        **settings,  # type: ignore[arg-type]
     )
     return Exam(
         questions=questions,
@@ -72,11 +70,22 @@ def make_exam(
     )
 
 
+def decided(exam: Exam, reference: Answers) -> tuple[Exam, Answers]:
+    """Keep the prompts on which the reference is surest at every step.
+
+    Where two tokens are a tie, rounding decides, and no runtime can be held to the same continuation.
+    """
+    found = reference.continuations
+    surest = sorted(range(len(found)), key=lambda prompt: -min(found[prompt].margins))[:_DECIDED_PROMPTS]
+    questions = replace(exam.questions, prompts=[exam.questions.prompts[i] for i in surest])
+    return replace(exam, questions=questions), replace(reference, continuations=[found[i] for i in surest])
+
+
 def _prompts(passages: Sequence[Sequence[int]], length: int) -> list[Sequence[int]]:
-    """Beginnings of the longest passages, and from their middle on where those are too few."""
+    """Beginnings of the longest passages, and later parts of them where those are too few."""
     longest = sorted(passages, key=len, reverse=True)
-    starts = [(passage, start) for part in (0, 1, 2) for passage in longest for start in [part * len(passage) // 3]]
-    return [passage[start : start + length] for passage, start in starts][:_PROMPTS]
+    starts = [(passage, part * len(passage) // _PROMPTS) for part in range(_PROMPTS) for passage in longest]
+    return [passage[start : start + length] for passage, start in starts[:_PROMPTS]]
 
 
 def _passages(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, wanted: int) -> list[Encoded]:

@@ -8,7 +8,7 @@ import torch
 
 from foundry.engine.corpus import Corpus
 from foundry.engine.export.apart import TRANSFORMERS, ask
-from foundry.engine.export.exam import Exam, make_exam
+from foundry.engine.export.exam import Exam, decided, make_exam
 from foundry.engine.export.gguf import write_gguf
 from foundry.engine.export.runtime import Answers
 from foundry.engine.export.vocabulary import Vocabulary, vocabulary_of
@@ -61,7 +61,7 @@ def demo(demo_teacher: Path, corpus_file: Path, tmp_path_factory: pytest.TempPat
     spec = JobSpec(teacher=str(demo_teacher), data=str(corpus_file), targets=("smartphone",), evaluate={"tokens": 1536})
     corpus = Corpus.load(corpus_file, tokenizer, seed=0)
     exam = make_exam(spec, corpus, tokenizer, context_tokens=512)
-    reference = ask(TRANSFORMERS, about(exam, demo_teacher))
+    exam, reference = decided(exam, ask(TRANSFORMERS, about(exam, demo_teacher)))
     vocabulary = vocabulary_of(tokenizer, checkpoint.shape.vocab)
     return Demo(checkpoint, vocabulary, exam, reference, tmp_path_factory.mktemp("gguf"))
 

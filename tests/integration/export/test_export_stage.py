@@ -51,9 +51,11 @@ class Stage:
         return [event for event in self.events if event.type == kind]
 
 
-def prepare(root: Path, teacher: Path, data: Path, formats: list[str], **ffn: int) -> Stage:
+def prepare(
+    root: Path, teacher: Path, data: Path, formats: list[str], *, context_tokens: int = 2048, **ffn: int
+) -> Stage:
     """A stage for one target per keyword, its student cut to so many ffn channels and otherwise the teacher."""
-    targets = [{"name": name, "max_bytes": 100_000_000} for name in ffn]
+    targets = [{"name": name, "max_bytes": 100_000_000, "context_tokens": context_tokens} for name in ffn]
     given = {"teacher": str(teacher), "data": str(data), "targets": targets, "formats": formats, "distill": None}
     spec = parse(JobSpec, given | {"evaluate": {"tokens": 512}})
     workspace = Workspace.create(root, spec, Inputs(teacher=str(teacher), data=str(data), data_sha256="d" * 64))
@@ -197,9 +199,10 @@ def test_stage_stops_between_formats_and_leaves_no_half_variant(lowercasing: tup
     assert not stage.workspace.is_done("export")
 
 
-def test_stage_ships_gguf_alone_when_that_is_asked_for(tmp_path: Path) -> None:
+def test_stage_ships_gguf_alone_for_a_device_with_a_short_context(tmp_path: Path) -> None:
     teacher = save(tmp_path / "teacher", new_model().bfloat16())
-    stage = prepare(tmp_path / "job", teacher, write_texts(tmp_path / "text.jsonl", 100), ["gguf:q8_0"], watch=32)
+    data = write_texts(tmp_path / "text.jsonl", 100)
+    stage = prepare(tmp_path / "job", teacher, data, ["gguf:q8_0"], context_tokens=20, watch=32)
     stage.run()
     manifest = check_folder(stage.variant("watch"))
     formats: dict[str, Any] = {artifact.path: artifact.format for artifact in manifest.files}
