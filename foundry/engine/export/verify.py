@@ -23,7 +23,7 @@ _SIGMAS = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What is still rounding and not a mistake; measured figures are in docs/results.md."""
+    """What is still rounding and not a mistake."""
 
     loss_nats: float
     """Largest difference of the mean held-out loss, to either side."""
