@@ -30,10 +30,13 @@ def submit(
     """Submit a job. A data file is uploaded first; a teacher folder must be readable by the service."""
     from foundry.cli import render
     from foundry.cli.specfile import read_spec
+    from foundry.spec.job import is_hub_id
 
     request = read_spec(spec)
     with _service() as foundry:
         if Path(request.data).is_file():
+            if not is_hub_id(request.teacher):
+                foundry.estimate(request)  # a wrong target, teacher or budget is refused before anything is uploaded
             dataset = foundry.datasets.upload(request.data)
             what = f"{dataset.documents:,} document{'s' * (dataset.documents != 1)}, {render.size(dataset.bytes)}"
             render.say(f"uploaded {request.data} as {dataset.id}: {what}")

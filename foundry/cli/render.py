@@ -44,7 +44,7 @@ def show_error(error: FoundryError | OSError) -> None:
     for problem in error.problems if isinstance(error, FoundryError) else ():
         place = problem.pointer or "/"
         line = f"  {place}" if problem.detail in message else f"  {place}: {problem.detail}"
-        if place not in message:
+        if f"{place}:" not in message:
             console.print(Text(line, style="yellow"))
     if isinstance(error, RequestFailed) and error.request_id:
         console.print(Text(f"  request id: {error.request_id}", style="dim"))

@@ -34,7 +34,7 @@ class TargetEstimate(Resource):
     kv_cache_bytes: int
     """Of one sequence as long as the budget's context, in f16."""
     used_bytes: int
-    """Weights in the budget's format plus that cache."""
+    """The file in the budget's format plus that cache."""
     budget_ratio: float
     """How much of the budget is taken, 0 to 1."""
     decode_tokens_per_s_bound: float | None = None

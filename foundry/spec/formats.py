@@ -27,6 +27,8 @@ _FALLBACK: dict[GgufType, GgufType] = {
     "Q5_1": "F16",
 }
 _BASE: dict[str, GgufType] = {"f16": "F16", "q8_0": "Q8_0", "q6_k": "Q6_K", "q5_k_m": "Q5_K", "q4_k_m": "Q4_K"}
+_HEADER_BYTES = 65_536
+_VOCABULARY_ENTRY_BYTES = 40
 FORMATS = ("safetensors", *(f"gguf:{quantisation}" for quantisation in _BASE))
 
 
@@ -109,3 +111,11 @@ def weight_bytes(family: Family, shape: Shape, form: Format, present: frozenset[
         total += plain * tensor_bytes(weight, size, False, shape, form)
         total += boosted * tensor_bytes(weight, size, True, shape, form)
     return total
+
+
+def header_bytes(shape: Shape, form: Format) -> int:
+    """What a file holds beside tensors, from above: names and padding, and in a GGUF the tokenizer.
+
+    A vocabulary entry with its merge takes about 33 bytes in the files that we have written.
+    """
+    return _HEADER_BYTES + (_VOCABULARY_ENTRY_BYTES * shape.vocab if form.container == "gguf" else 0)

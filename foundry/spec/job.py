@@ -18,7 +18,7 @@ class CustomTarget(Record):
 
     name: Name
     max_bytes: Count | None = None
-    """Weights in the device format plus the KV cache at `context_tokens`."""
+    """The file in the device format plus the KV cache at `context_tokens`."""
     max_params: Count | None = None
     context_tokens: Count = 2048
     format: str | None = None

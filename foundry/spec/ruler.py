@@ -8,7 +8,7 @@ import math
 from functools import cache
 
 from foundry.spec.family import Family, Shape, Weight
-from foundry.spec.formats import boosted_layers, parse_format, tensor_bytes
+from foundry.spec.formats import boosted_layers, header_bytes, parse_format, tensor_bytes
 from foundry.spec.target import Budget
 
 
@@ -27,15 +27,16 @@ class Ruler:
             cache(boosted_layers),
         )
         in_params = budget.max_params is not None
+        self._header = 0 if in_params else header_bytes(teacher, self._format)
         self._cache_of_layer = 0 if in_params else teacher.kv_cache_bytes(budget.context_tokens) // teacher.layers
 
     def used(self, *, hidden: int, heads: int, layers: int, ffn: int) -> int:
-        """Parameters where the budget counts parameters, else the bytes of weights and KV cache."""
+        """Parameters where the budget counts parameters, else the bytes of file and KV cache."""
         outside, plain, boosted = self._fixed(hidden, heads)
         ffn_plain, ffn_boosted = self._ffn(hidden, heads, ffn)
         more = self._boosted(layers)
         in_layers = (layers - more) * (plain + ffn_plain) + more * (boosted + ffn_boosted)
-        return outside + in_layers + layers * self._cache_of_layer
+        return self._header + outside + in_layers + layers * self._cache_of_layer
 
     def _measure_fixed(self, hidden: int, heads: int) -> tuple[int, int, int]:
         shape = self._teacher.model_copy(update={"hidden": hidden, "heads": heads})

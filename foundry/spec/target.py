@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from foundry.errors import UnknownTarget
 from foundry.spec.family import Family, Shape
-from foundry.spec.formats import Format, parse_format, weight_bytes
+from foundry.spec.formats import Format, header_bytes, parse_format, weight_bytes
 from foundry.spec.job import CustomTarget, JobSpec
 from foundry.spec.record import Count, Record, parse
 
@@ -42,13 +42,14 @@ class Budget(Record):
     """The format that runs on the device: its bytes are what the limit is about."""
     context_tokens: int
     max_bytes: int | None = None
-    """Weights in `format` plus KV cache at `context_tokens`."""
+    """The file in `format` plus KV cache at `context_tokens`."""
     max_params: int | None = None
 
     def used_bytes(self, family: Family, shape: Shape, present: frozenset[str] = frozenset()) -> int:
-        """Weights in the device format plus the KV cache of one full context."""
-        weights = weight_bytes(family, shape, parse_format(self.format), present)
-        return weights + shape.kv_cache_bytes(self.context_tokens)
+        """The file in the device format plus the KV cache of one full context."""
+        form = parse_format(self.format)
+        file = weight_bytes(family, shape, form, present) + header_bytes(shape, form)
+        return file + shape.kv_cache_bytes(self.context_tokens)
 
     def share(self, family: Family, shape: Shape, present: frozenset[str] = frozenset()) -> float:
         """How much of the budget a shape takes; above 1 it does not fit."""
