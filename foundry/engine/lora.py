@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from foundry.engine.context import RunContext
@@ -18,6 +17,7 @@ from foundry.engine.distill.schedule import make_schedule, sequence_length
 from foundry.engine.distill.text import read_texts
 from foundry.engine.distill.trainer import Training, summary, train
 from foundry.engine.models import load_model, load_tokenizer, save_model, trunk_and_head
+from foundry.engine.tensors import write_tensors
 from foundry.engine.workspace import Workspace, new_folder, write_json
 from foundry.intake.checkpoint import checkpoint_sha256, context_limit
 from foundry.spec.family import Family, family_of
@@ -114,9 +114,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     with new_folder(folder) as aside:
         config.save_pretrained(aside)
-        save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in weights.items()}, aside / "adapter_model.safetensors"
-        )
+        write_tensors(weights, aside / "adapter_model.safetensors")
     config.base_model_name_or_path = base
 
 

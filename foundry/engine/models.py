@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from foundry.engine.tensors import full_disk_said
 from foundry.engine.workspace import new_folder, read_json, write_json
 from foundry.errors import DamagedCheckpoint, OutOfMemory, TeacherNotFound, UnsupportedFamily
 from foundry.intake.checkpoint import check_tokenizer
@@ -125,7 +126,8 @@ def save_model(model: PreTrainedModel, like: Path, folder: Path, dtype: torch.dt
     with new_folder(folder) as aside:
         copy_tokenizer(like, aside)
         write_json(aside / "config.json", config | dict.fromkeys(spellings, str(dtype).removeprefix("torch.")))
-        save_torch_state_dict(weights, aside, max_shard_size=_MAX_SHARD, metadata={"format": "pt"})
+        with full_disk_said(folder):
+            save_torch_state_dict(weights, aside, max_shard_size=_MAX_SHARD, metadata={"format": "pt"})
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

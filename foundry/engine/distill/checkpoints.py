@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from foundry.engine.context import RunContext
 from foundry.engine.distill.learner import Learner
+from foundry.engine.tensors import write_tensors
 from foundry.engine.workspace import Workspace, read_json, write_json
 from foundry.spec.lifecycle import EventType, StageName
 
@@ -31,8 +32,7 @@ def save(
 
     def write(folder: Path) -> None:
         for learner in learners:
-            tensors = {name: tensor.contiguous().cpu() for name, tensor in learner.state().items()}
-            save_file(tensors, folder / f"{learner.name}.safetensors")
+            write_tensors(learner.state(), folder / f"{learner.name}.safetensors")
         write_json(folder / "state.json", {"digest": digest, "step": step, "progress": progress})
 
     workspace.save_checkpoint(stage, step, write)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from foundry.engine.prune import repair
 from foundry.engine.prune.calibrate import Statistics, Stream
+from foundry.engine.tensors import write_tensors
 from foundry.intake.checkpoint import Checkpoint
 from foundry.spec.family import Tensor as TensorPlace
 from foundry.spec.family import Weight
@@ -173,7 +173,7 @@ def write_sharded(tensors: Iterator[tuple[str, Tensor]], folder: Path, shard_byt
 
 def _flush(shard: Mapping[str, Tensor], folder: Path, number: int) -> tuple[Path, list[str]]:
     path = folder / f"part-{number}.safetensors"
-    save_file(dict(shard), path, metadata={"format": "pt"})
+    write_tensors(shard, path)
     return path, list(shard)
 
 
