@@ -69,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--teacher", default=str(HERE / "teacher"), help="a folder, or ORG/NAME on the hub")
     parser.add_argument("--data", type=Path, help="JSON Lines or text; by default the standard library's own text")
     parser.add_argument("--prompt", default=PROMPT, help="what the downloaded variant is asked to continue")
-    parser.add_argument("--tokens", type=float, default=300e3, help="length of the distillation")
+    parser.add_argument("--tokens", type=float, default=160e3, help="length of the distillation")
     parser.add_argument("--port", type=int, default=8321)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "demo")
     return parser.parse_args()
@@ -191,11 +191,10 @@ def _spec(args: argparse.Namespace, dataset_id: str) -> dict[str, Any]:
 
 
 def _print_comparison(manifests: list[VariantManifest]) -> None:
-    table = Table(
-        title="What came out, measured on text that no stage has trained on", title_justify="left", box=SIMPLE
-    )
+    title = "What came out, measured on text that no stage has trained on"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
-    for column in ("params", "file", "loss, nats", "perplexity", "as teacher", "tokens/s"):
+    for column in ("params, M", "MB", "loss", "perplexity", "as teacher", "tokens/s"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_row("teacher", *_cells(_row(manifests[0], "teacher")), end_section=True)
     for manifest in manifests:
@@ -205,8 +204,8 @@ def _print_comparison(manifests: list[VariantManifest]) -> None:
         table.add_section()
     CONSOLE.print(table)
     CONSOLE.print(
-        "[dim]as teacher: share of positions where the likeliest next token is the teacher's. For a GGUF: its loss "
-        "against the safetensors on the same text, and tokens/s of llama.cpp on one thread of this machine.[/]"
+        "[dim]loss: nats per token; for a GGUF what the format costs, against the safetensors on the same text. "
+        "as teacher: where the likeliest next token is the teacher's. tokens/s: llama.cpp on one thread here.[/]"
     )
     for manifest in manifests:
         CONSOLE.print(f"  {manifest.target}: {_cut(manifest.shape, manifest)}")
@@ -217,16 +216,16 @@ def _row(manifest: VariantManifest, model: str) -> Metrics:
 
 
 def _cells(metrics: Metrics) -> list[str]:
-    def cell(value: float | None, form: str, unit: str = "") -> str:
-        return "" if value is None else format(value, form) + unit
+    def cell(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
 
     if metrics.model.startswith("gguf"):
         loss, perplexity = cell(metrics.runtime_loss_difference, "+.4f"), ""
     else:
         loss, perplexity = cell(metrics.held_out_loss, ".3f"), cell(metrics.perplexity, ".2f")
     return [
-        cell(metrics.parameters / 1e6 if metrics.parameters else None, ".2f", " M"),
-        cell(metrics.file_bytes / 1e6 if metrics.file_bytes else None, ".2f", " MB"),
+        cell(metrics.parameters / 1e6 if metrics.parameters else None, ".2f"),
+        cell(metrics.file_bytes / 1e6 if metrics.file_bytes else None, ".2f"),
         loss,
         perplexity,
         cell(metrics.top1_agreement_ratio, ".1%"),

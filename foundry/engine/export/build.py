@@ -169,6 +169,8 @@ class Build:
             runtime_greedy_tokens=findings.greedy_tokens if compared else None,
         )
         self.rows.append(row)
-        message = f"{self.budget.target}: {form} has {size:,} bytes and a held-out loss of {findings.held_out_loss:.4f}"
+        message = f"{self.budget.target}: {form} has {size:,} bytes"
+        if compared:
+            message += f" and costs {findings.loss_difference:+.4f} nats a token"
         data = [row.model_dump(mode="json", exclude_none=True)]
         self.context.report(EventType.METRICS, message, stage="export", target=self.budget.target, metrics=data)
