@@ -31,7 +31,6 @@ from foundry.errors import FoundryError, StorageFull
 from foundry.intake.checkpoint import open_checkpoint
 from foundry.spec.family import Shape
 from foundry.spec.job import is_hub_id
-from foundry.spec.resources import Job, Variant
 from foundry.spec.variant import Metrics, VariantManifest
 
 HERE = Path(__file__).parent
@@ -156,7 +155,7 @@ def _walk(foundry: Foundry, args: argparse.Namespace) -> None:
 
     _title("5", "Ask it", "the GGUF in llama.cpp and the safetensors in transformers, each on its own")
     _ask_both(folder, smallest[1], args.prompt)
-    _closing(folder, job, smallest[0], args)
+    _closing(folder, args)
 
 
 def _standard_library_text(folder: Path) -> Path:
@@ -194,7 +193,7 @@ def _print_comparison(manifests: list[VariantManifest]) -> None:
     title = "What came out, measured on text that no stage has trained on"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
-    for column in ("params, M", "MB", "loss", "perplexity", "as teacher", "tokens/s"):
+    for column in ("params, M", "MB", "loss", "perplexity", "agrees", "tokens/s"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_row("teacher", *_cells(_row(manifests[0], "teacher")), end_section=True)
     for manifest in manifests:
@@ -205,7 +204,7 @@ def _print_comparison(manifests: list[VariantManifest]) -> None:
     CONSOLE.print(table)
     CONSOLE.print(
         "[dim]loss: nats per token; for a GGUF what the format costs, against the safetensors on the same text. "
-        "as teacher: where the likeliest next token is the teacher's. tokens/s: llama.cpp on one thread here.[/]"
+        "agrees: where the likeliest next token is the teacher's. tokens/s: llama.cpp on one thread here.[/]"
     )
     for manifest in manifests:
         CONSOLE.print(f"  {manifest.target}: {_cut(manifest.shape, manifest)}")
@@ -258,16 +257,16 @@ def _ask_both(folder: Path, manifest: VariantManifest, prompt: str) -> None:
         CONSOLE.print(Panel(text, title=label, title_align="left", border_style="cyan"))
 
 
-def _closing(folder: Path, job: Job, variant: Variant, args: argparse.Namespace) -> None:
+def _closing(folder: Path, args: argparse.Namespace) -> None:
     lines = [
         f"The variant, with its manifest and model card: {_short(folder)}",
-        f"The database, the artifacts and the workspace of {job.id}: {_short(args.folder / 'home')}",
+        f"Database, artifacts and workspaces of the service: {_short(args.folder / 'home')}",
         "",
-        "Next, with a model of your own (a folder of safetensors, or ORG/NAME on the hub):",
+        "Next, with a model of your own (a folder, or ORG/NAME on the hub):",
         "  .venv/bin/foundry plan --teacher ./my-teacher --target smartphone",
         "  make demo ARGS='--teacher ./my-teacher --data ./my-text.jsonl'",
         "  .venv/bin/foundry up                 and, in another terminal:",
-        "  .venv/bin/foundry submit spec.yaml   (docs/quickstart.md says what a spec holds)",
+        "  .venv/bin/foundry submit spec.yaml   (docs/quickstart.md has a spec)",
     ]
     CONSOLE.print(Panel("\n".join(lines), title="Where everything lies", title_align="left", border_style="green"))
 
