@@ -115,8 +115,9 @@ def _connect(process: subprocess.Popen[bytes], home: Path, log: Path) -> Foundry
     deadline = time.monotonic() + START_S
     while not (home / "url").exists():
         if process.poll() is not None or time.monotonic() > deadline:
+            said = log.read_text(errors="replace")[-2000:].strip()
             raise FoundryError(
-                f"the service did not start. It said:\n\n{log.read_text(errors='replace')[-2000:].strip()}"
+                f"the service did not start. It said:\n\n{said}\n\nAny free port: make demo ARGS='--port 0'"
             )
         time.sleep(0.1)
     foundry = Foundry((home / "url").read_text().strip(), (home / "key").read_text().strip())
@@ -126,11 +127,7 @@ def _connect(process: subprocess.Popen[bytes], home: Path, log: Path) -> Foundry
 
 def _walk(foundry: Foundry, args: argparse.Namespace) -> None:
     data = args.data or _standard_library_text(args.folder)
-    _title(
-        "2",
-        "Upload the domain data",
-        "text that the students learn on; some of it is held out to measure on",
-    )
+    _title("2", "Upload the domain data", "text that the students learn on; some of it is held out to measure on")
     dataset = foundry.datasets.upload(data)
     CONSOLE.print(f"  {dataset.id}: {dataset.documents:,} documents, {dataset.bytes / 1e6:.1f} MB")
 
