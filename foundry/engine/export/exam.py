@@ -27,7 +27,7 @@ HARD_TEXTS = (
 _SPECIAL_TOKENS = 8
 _SCORED_TOKENS = 4096
 """Each file is scored on this much text. What is judged is the mean difference to transformers on the same tokens,
-known to about 0.003 nats even at four bits; the quality itself is measured on more text by the evaluate stage."""
+which varies far less than a loss does; the quality itself is measured on more text by the evaluate stage."""
 _PASSAGE_TOKENS = 512
 _PROMPTS, _DECIDED_PROMPTS, _PROMPT_TOKENS = 6, 3, 24
 _SPEED_PROMPT_TOKENS, _SPEED_DECODE_TOKENS = 128, 32

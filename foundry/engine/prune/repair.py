@@ -28,8 +28,8 @@ def refit(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, *, damping: float 
 def principal_axes(covariances: list[Tensor], keep: int) -> Tensor:
     """The `keep` directions that carry most of the residual stream, as orthonormal columns [H, D].
 
-    Each norm divides its input by its length, so each covariance counts with its trace taken out; the sum without that
-    is worse (0.508 against 0.305 nats at 192 of 288 on a 7.2M Llama).
+    Each norm divides its input by its length, so each covariance counts with its trace taken out: otherwise the layers
+    with the largest activations would decide alone.
     """
     total_HH = torch.zeros_like(covariances[0], dtype=torch.float64)
     for covariance_HH in covariances:
