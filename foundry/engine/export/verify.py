@@ -39,8 +39,8 @@ BOUNDS: Mapping[str, Bounds] = {
     "gguf:q4_k_m": Bounds(loss_nats=0.25, top1_ratio=0.2),
 }
 """A wrong permutation, scale or rope setting costs whole nats. The loss decides for trained models; what the
-demo's teacher loses stands in docs/results.md and is far inside. The ratios are low because a model with random weights has
-near ties everywhere."""
+demo's teacher loses stands in docs/results.md and is far inside. The ratios are low because a model with random weights
+has near ties everywhere."""
 _EXACT = "gguf:f16"
 
 
