@@ -27,6 +27,7 @@ def plan(
     max_bytes: Annotated[str | None, typer.Option(metavar="N", help="A limit in bytes, weights and KV cache.")] = None,
     format: Annotated[str, typer.Option(help="The format that runs on the device, without --target.")] = "gguf:q4_k_m",
     context_tokens: Annotated[int, typer.Option(min=1, help="Length of the KV cache, without --target.")] = 2048,
+    axes: Annotated[str | None, typer.Option(metavar="A,B", help="Cut these axes alone, such as ffn,hidden.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many shapes to show.")] = 5,
     as_json: AsJson = False,
 ) -> None:
@@ -37,8 +38,12 @@ def plan(
     given = [name for name, value in limits.items() if value is not None]
     if len(given) != 1:
         raise typer.BadParameter(f"give exactly one of {', '.join(limits)} (got {', '.join(given) or 'none'})")
+    try:
+        allowed = planning.parse_axes(axes)
+    except ValueError as error:
+        raise typer.BadParameter(f"--axes: {error}") from None
     wanted = target or planning.custom_target(max_params, max_bytes, format, context_tokens)
-    made = planning.make_plan(teacher, wanted, format, top)
+    made = planning.make_plan(teacher, wanted, format, top, allowed)
     if as_json:
         render.print_json(made)
     else:

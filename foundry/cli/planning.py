@@ -1,6 +1,7 @@
 """`foundry plan`: which shapes fit, before any weight is read."""
 
 from pathlib import Path
+from typing import get_args
 
 from rich.table import Table
 from rich.text import Text
@@ -9,11 +10,11 @@ from foundry.cli import render
 from foundry.errors import TeacherNotFound
 from foundry.intake.checkpoint import INDEX, SINGLE, context_limit, open_checkpoint, open_config
 from foundry.spec.family import Family, Shape
-from foundry.spec.formats import parse_format, weight_bytes
+from foundry.spec.formats import bytes_read_per_token, parse_format, weight_bytes
 from foundry.spec.job import CustomTarget, is_hub_id
 from foundry.spec.record import Record, parse
-from foundry.spec.search import balance, shapes_within
-from foundry.spec.stages import Prune
+from foundry.spec.search import balance, shapes_within, shares_cut
+from foundry.spec.stages import Axis, Prune
 from foundry.spec.target import Budget, DeviceProfile, budget_of, device_profiles
 
 _WORTH = (
@@ -35,8 +36,14 @@ class ShapePlan(Record):
     """One sequence as long as the budget's context, f16."""
     budget_ratio: float
     """How much of the budget is taken; above 1 it does not fit."""
+    bytes_read_per_token: int
+    """Weights that one token reads in the budget's format: of the experts only the active ones."""
     decode_tokens_per_s: dict[str, float]
-    """For each device: memory bandwidth over the bytes that a token reads, all weights and one full KV cache."""
+    """For each device: memory bandwidth over the bytes that a token reads, those weights and one full KV cache."""
+    balance: float
+    """How much the cut is expected to hurt, by arithmetic alone: lower is better, 0 cuts nothing."""
+    why: str = ""
+    """Why it stands behind the first; empty for the first."""
 
 
 class Plan(Record):
@@ -45,6 +52,8 @@ class Plan(Record):
     family: str
     teacher: ShapePlan
     budget: Budget
+    writes_gguf: bool
+    """Whether a GGUF can be written for this family; where not, its bytes are what it would take."""
     fitting_shapes: int
     """How many shapes fit and are not smaller along every axis than another that fits."""
     candidates: tuple[ShapePlan, ...]
@@ -56,14 +65,29 @@ def custom_target(max_params: str | None, max_bytes: str | None, form: str, cont
     return parse(CustomTarget, {**fields, "format": form, "context_tokens": context_tokens})
 
 
-def make_plan(teacher: Path, target: str | CustomTarget, form: str, top: int) -> Plan:
-    """Search the shapes of a teacher that a target admits.
+def parse_axes(text: str | None) -> tuple[Axis, ...]:
+    """Read 'ffn,hidden', None for the axes that a job cuts by default; raise `ValueError` with the list of axes."""
+    if text is None:
+        return Prune().axes
+    known: dict[str, Axis] = {axis: axis for axis in get_args(Axis)}
+    named = [name.strip() for name in text.split(",")]
+    for name in named:
+        if name not in known:
+            raise ValueError(f"unknown axis {name!r}; the axes are {', '.join(known)}")
+    return tuple(known[name] for name in dict.fromkeys(named))
+
+
+def make_plan(
+    teacher: Path, target: str | CustomTarget, form: str, top: int, axes: tuple[Axis, ...] | None = None
+) -> Plan:
+    """Search the shapes of a teacher that a target admits; `axes` are those that may be cut.
 
     Raises what `open_config` raises, `UnknownTarget`, or `BudgetUnreachable` with the smallest reachable size.
     """
     family, shape, present, limit = _open(teacher)
     budget = budget_of(target, (form,), limit)
-    fitting = sorted(shapes_within(family, shape, budget, Prune().axes, present), key=lambda s: balance(shape, s))
+    found = shapes_within(family, shape, budget, axes or Prune().axes, present)
+    fitting = sorted(found, key=lambda s: balance(shape, s))
     whole = family.parameter_count(shape, present)
 
     def describe(candidate: Shape) -> ShapePlan:
@@ -80,16 +104,20 @@ def make_plan(teacher: Path, target: str | CustomTarget, form: str, top: int) ->
             format_bytes=sizes,
             kv_cache_bytes=kv_cache_bytes,
             budget_ratio=budget.share(family, candidate, present),
+            bytes_read_per_token=bytes_read_per_token(family, candidate, parse_format(budget.format), present),
             decode_tokens_per_s={
                 profile.name: _decode_tokens_per_s(profile, family, candidate, present, kv_cache_bytes)
                 for profile in device_profiles().values()
             },
+            balance=balance(shape, candidate),
+            why=_why(shape, candidate, fitting[0]),
         )
 
     return Plan(
         family=family.name,
         teacher=describe(shape),
         budget=budget,
+        writes_gguf=bool(family.gguf_architecture),
         fitting_shapes=len(fitting),
         candidates=tuple(describe(candidate) for candidate in fitting[:top]),
     )
@@ -110,11 +138,25 @@ def _open(teacher: Path) -> tuple[Family, Shape, frozenset[str], int | None]:
     return family, shape, frozenset(), context_limit(config)
 
 
+def _why(teacher: Shape, shape: Shape, first: Shape) -> str:
+    """What a shape cuts more and less than the first, in hundredths of the teacher's axis, and what comes of it."""
+    if shape in (first, teacher):
+        return ""
+    ours, theirs = shares_cut(teacher, shape), shares_cut(teacher, first)
+    more = {axis: 100 * (share - theirs[axis]) for axis, share in ours.items()}
+    ordered = sorted((axis for axis in more if more[axis]), key=lambda axis: -more[axis])
+    cuts = ", ".join(
+        f"{axis} {abs(more[axis]):.{0 if abs(more[axis]) >= 1 else 1}f} % {'more' if more[axis] > 0 else 'less'}"
+        for axis in ordered
+    )
+    return f"cuts {cuts}; balance {balance(teacher, shape):.3f} against {balance(teacher, first):.3f}"
+
+
 def _decode_tokens_per_s(
     profile: DeviceProfile, family: Family, shape: Shape, present: frozenset[str], kv_cache_bytes: int
 ) -> float:
-    read_bytes = weight_bytes(family, shape, parse_format(profile.format), present) + kv_cache_bytes
-    return profile.memory_bandwidth_bytes_per_s / read_bytes
+    read_bytes = bytes_read_per_token(family, shape, parse_format(profile.format), present)
+    return profile.memory_bandwidth_bytes_per_s / (read_bytes + kv_cache_bytes)
 
 
 def show(plan: Plan) -> None:
@@ -123,11 +165,15 @@ def show(plan: Plan) -> None:
     limit = f"{budget.max_params:,} parameters" if budget.max_params else render.size(budget.max_bytes or 0)
     parameters = render.number(teacher.parameters)
     console.print(Text(f"teacher: {plan.family}, {render.shape_text(teacher.shape)}, {parameters} parameters"))
+    if parse_format(budget.format).container == "gguf" and not plan.writes_gguf:
+        console.print(Text(f"llama.cpp does not run {plan.family}: no GGUF can be written, and its size is a guess."))
     context = f"{budget.context_tokens:,} tokens"
     console.print(Text(f"budget of {budget.target}: {limit} as {budget.format}, KV cache at {context}"))
     if plan.candidates[0].shape == teacher.shape:
         console.print(Text("The teacher fits as it is; nothing needs to be cut.", style="green"))
     console.print(_table(plan))
+    if len(plan.candidates) > 1:
+        console.print(_reasons(plan), Text())
     console.print(Text(f"{plan.fitting_shapes:,} shapes fit; the most even cut stands first. {_WORTH}", style="dim"))
 
 
@@ -137,16 +183,28 @@ def _table(plan: Plan) -> Table:
     headers = [name.replace(":", "\n").replace("safe", "safe-\n") for name in formats]
     speeds = [f"{name}\ntokens/s" for name in plan.teacher.decode_tokens_per_s]
     table = render.table(
-        "layers × hidden\n× ffn × heads",
-        right=["para-\nmeters", "of\nteacher", *headers, "of\nbudget", *speeds],
+        "layers × hidden\n× ffn × heads" + "\n× experts" * bool(plan.teacher.shape.experts),
+        right=["para-\nmeters", "kept", *headers, "of\nbudget", *speeds],
         narrow=True,
     )
-    for row in plan.candidates:
-        shape = row.shape
+    digits = len(str(len(plan.candidates)))
+    for place, row in enumerate(plan.candidates, start=1):
         table.add_row(
-            f"{shape.layers}×{shape.hidden}×{shape.ffn}×{shape.heads}/{shape.kv_heads}",
-            render.number(row.parameters), f"{row.parameters_ratio:.0%}",
+            f"{place:>{digits}} {_lengths(row.shape)}", render.number(row.parameters), f"{row.parameters_ratio:.0%}",
             *(render.size(row.format_bytes[name]) for name in formats), f"{row.budget_ratio:.1%}",
             *(f"{speed:,.0f}" for speed in row.decode_tokens_per_s.values()),
         )  # fmt: skip
     return table
+
+
+def _lengths(shape: Shape) -> str:
+    heads = str(shape.heads) if shape.heads == shape.kv_heads else f"{shape.heads}/{shape.kv_heads}"
+    return f"{shape.layers}×{shape.hidden}×{shape.ffn}×{heads}" + f"×{shape.experts}" * bool(shape.experts)
+
+
+def _reasons(plan: Plan) -> Table:
+    """Why each of the others stands behind the first."""
+    reasons = Table.grid(padding=(0, 1, 0, 0))
+    for place, row in enumerate(plan.candidates[1:], start=2):
+        reasons.add_row(str(place), Text(row.why))
+    return reasons

@@ -83,7 +83,9 @@ def number(count: int) -> str:
 
 def shape_text(shape: Shape) -> str:
     """A shape in one line."""
-    return f"{shape.layers} layers, hidden {shape.hidden}, ffn {shape.ffn}, heads {shape.heads}/{shape.kv_heads}"
+    experts = f", {shape.experts_per_token} of {shape.experts} experts a token" if shape.experts else ""
+    heads = f"heads {shape.heads}/{shape.kv_heads}"
+    return f"{shape.layers} layers, hidden {shape.hidden}, ffn {shape.ffn}, {heads}{experts}"
 
 
 def table(*columns: str, right: Sequence[str] = (), narrow: bool = False) -> Table:

@@ -23,7 +23,7 @@ from foundry.intake.checkpoint import checkpoint_sha256, context_limit
 from foundry.spec.family import Family, family_of
 from foundry.spec.job import JobSpec
 
-ADAPTED_ROLES = frozenset({"q", "k", "v", "o", "gate", "up", "down"})
+ADAPTED_ROLES = frozenset({"q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down"})
 CHECKPOINT_STEPS = 100
 EVALUATIONS = 10
 WARMUP_RATIO = 0.03
@@ -76,16 +76,21 @@ def student_folder(workspace: Workspace, target: str) -> Path:
 
 
 def adapted_modules(family: Family) -> list[str]:
-    """Every linear projection of a layer, named as within its layer: self_attn.q_proj, mlp.down_proj ..."""
-    names = (w.name for w in family.weights if w.role in ADAPTED_ROLES and len(w.dims) == 2)
-    return sorted({name.split("{layer}.")[1].removesuffix(".weight") for name in names})
+    """Every linear projection of a layer, named as within its layer: self_attn.q_proj, mlp.down_proj ...
+
+    Experts are left as they are: transformers keeps those of a layer in one tensor, which is no module to adapt.
+    """
+    rows = (w for w in family.weights if w.role in ADAPTED_ROLES and not w.is_bias and not w.per_expert)
+    prefix = family.layer_module.format(layer=0) + "."
+    return sorted({family.module_of(w, 0).removeprefix(prefix) for w in rows})
 
 
 def attach(model: PreTrainedModel, *, rank: int, alpha: int, dropout: float, seed: int) -> PeftModel:
     """Freeze the model and put a float32 adapter on every projection; it changes nothing until trained."""
+    family = family_of(model.config.to_dict())
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM",
-        target_modules=adapted_modules(family_of(model.config.to_dict())),
+        target_modules=adapted_modules(family), fan_in_fan_out=family.row("o").input_axis == 0,
     )  # fmt: skip
     with torch.random.fork_rng(), _older_names():
         torch.manual_seed(seed)

@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import save_torch_state_dict, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from foundry.engine.tensors import full_disk_said
 from foundry.engine.workspace import new_folder, read_json, write_json
@@ -74,11 +82,12 @@ def _fetch(teacher: str) -> Path:
 def load_model(folder: str | Path, *, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
     """A causal model from safetensors in eval mode, its weights held in `dtype`; never runs code of the checkpoint.
 
-    Attention is PyTorch's `scaled_dot_product_attention`. Raises `DamagedCheckpoint` or `OutOfMemory`.
+    Raises `DamagedCheckpoint` or `OutOfMemory`.
     """
     try:
+        config = AutoConfig.from_pretrained(local_folder(folder), trust_remote_code=False, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
-            local_folder(folder), dtype=dtype, attn_implementation="sdpa",
+            local_folder(folder), dtype=dtype, attn_implementation=attention_of(config),
             trust_remote_code=False, use_safetensors=True, local_files_only=True,
         )  # fmt: skip
         return model.to(device).eval()
@@ -86,6 +95,12 @@ def load_model(folder: str | Path, *, dtype: torch.dtype, device: torch.device |
         raise OutOfMemory(f"{folder} does not fit on {device} as {dtype}; choose a machine with more memory") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise DamagedCheckpoint(f"{folder} cannot be opened: {_first_line(error)}", pointer="/teacher") from error
+
+
+def attention_of(config: PretrainedConfig) -> str:
+    """PyTorch's `scaled_dot_product_attention` where the class has it; Gemma 2 caps its scores, which that cannot."""
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return "sdpa" if getattr(model_class, "_supports_sdpa", True) else "eager"
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -118,16 +133,15 @@ def save_model(model: PreTrainedModel, like: Path, folder: Path, dtype: torch.dt
     left out. The folder appears under its name only when complete.
     """
     weights = {name: tensor.detach().to(dtype).cpu() for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        for name in _tied_names(model):
-            weights.pop(name, None)
     config = read_json(like / "config.json")
     spellings = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
     with new_folder(folder) as aside:
+        with full_disk_said(folder):
+            # Not the safetensors library alone: transformers also writes a mixture's experts under their own names.
+            model.save_pretrained(aside, state_dict=weights, max_shard_size=_MAX_SHARD)
+        (aside / "generation_config.json").unlink(missing_ok=True)
         copy_tokenizer(like, aside)
         write_json(aside / "config.json", config | dict.fromkeys(spellings, str(dtype).removeprefix("torch.")))
-        with full_disk_said(folder):
-            save_torch_state_dict(weights, aside, max_shard_size=_MAX_SHARD, metadata={"format": "pt"})
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -135,11 +149,6 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-
-
-def _tied_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """Names of the matrices that are another's; transformers keeps them as keys of a mapping."""
-    return tuple(model._tied_weights_keys or ())
 
 
 def _first_line(error: Exception) -> str:

@@ -72,14 +72,15 @@ def open_config(path: Path) -> tuple[dict[str, Any], Family, Shape]:
     for axis, largest in _LARGEST.items():
         if getattr(shape, axis) > largest:
             raise DamagedCheckpoint(
-                f"config.json: {family.config[axis]} is {getattr(shape, axis)}, more than {largest}", pointer="/teacher"
+                f"config.json: {family.config.get(axis, axis)} is {getattr(shape, axis)}, more than {largest}",
+                pointer="/teacher",
             )
     return {key: value for key, value in config.items() if not key.startswith("_")}, family, shape
 
 
 def context_limit(config: Mapping[str, Any]) -> int | None:
     """The longest sequence the model was made for, in tokens; None when its config does not say."""
-    value = config.get("max_position_embeddings")
+    value = config.get("max_position_embeddings") or config.get("n_positions")
     return value if type(value) is int and value > 0 else None
 
 
@@ -154,7 +155,7 @@ def _wrong_size(entry: TensorEntry, name: str, expected: tuple[int, ...]) -> Dam
 
 
 def _occurs(name: str, layers: int, found: Mapping[str, TensorEntry]) -> bool:
-    return any(name.format(layer=layer) in found for layer in range(layers))
+    return any(name.format(layer=layer, expert=0) in found for layer in range(layers))
 
 
 def _all_tensors(folder: Path) -> dict[str, TensorEntry]:

@@ -2,7 +2,7 @@
 
 from foundry.errors import UserError
 from foundry.spec.family import Family, Shape
-from foundry.spec.formats import parse_format, weight_bytes
+from foundry.spec.formats import bytes_read_per_token, parse_format, weight_bytes
 from foundry.spec.job import CustomTarget, JobSpec
 from foundry.spec.resources import Resource
 from foundry.spec.search import balance, shapes_within
@@ -37,8 +37,10 @@ class TargetEstimate(Resource):
     """The file in the budget's format plus that cache."""
     budget_ratio: float
     """How much of the budget is taken, 0 to 1."""
+    bytes_read_per_token: int
+    """Weights that one token reads in the budget's format: of the experts only the active ones."""
     decode_tokens_per_s_bound: float | None = None
-    """Each token reads all weights once: the device's memory bandwidth over their bytes. None for a custom target."""
+    """The device's memory bandwidth over the weights that a token reads. None for a custom target."""
 
 
 class Estimate(Resource):
@@ -87,6 +89,7 @@ def _target_estimate(
 ) -> TargetEstimate:  # fmt: skip
     parameters = family.parameter_count(shape, present)
     sizes = {text: weight_bytes(family, shape, parse_format(text), present) for text in {*spec.formats, budget.format}}
+    read_bytes = bytes_read_per_token(family, shape, parse_format(budget.format), present)
     profile = device_profiles()[target] if isinstance(target, str) else None
     return TargetEstimate(
         target=budget.target,
@@ -99,5 +102,6 @@ def _target_estimate(
         kv_cache_bytes=shape.kv_cache_bytes(budget.context_tokens),
         used_bytes=budget.used_bytes(family, shape, present),
         budget_ratio=budget.share(family, shape, present),
-        decode_tokens_per_s_bound=profile and profile.memory_bandwidth_bytes_per_s / sizes[budget.format],
+        bytes_read_per_token=read_bytes,
+        decode_tokens_per_s_bound=profile and profile.memory_bandwidth_bytes_per_s / read_bytes,
     )

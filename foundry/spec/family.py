@@ -1,21 +1,54 @@
 """A family is a table: every weight's name, the axis of each of its dimensions, and where the config keeps each axis.
 
 The unit of coupling is the axis: cutting ffn channel 7 removes row 7 of gate_proj and up_proj and column 7 of down_proj
-in every layer, because all three dimensions carry the axis `ffn`. Nothing else in the house knows a weight by name.
+in every layer, because all three dimensions carry the axis `ffn`. A fused matrix has several axes along one dimension:
+`heads+kv_heads+kv_heads` is q over k over v. Nothing else in the house knows a weight by name.
 """
 
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self, get_args
+
+from pydantic import model_validator
 
 from foundry.errors import DamagedCheckpoint, UnsupportedFamily
 from foundry.spec.record import Record, parse
 
-Dimension = Literal["vocab", "hidden", "ffn", "heads", "kv_heads", "head_dim"]
-"""The axis of one dimension of a weight. `heads` and `kv_heads` dimensions are heads x head_dim long."""
+Length = Literal["vocab", "positions", "hidden", "ffn", "heads", "kv_heads", "head_dim", "experts"]
+"""What one part of a dimension counts. `heads` and `kv_heads` parts are heads x head_dim long."""
+Role = Literal[
+    "embedding", "positions", "head", "attention_norm", "ffn_norm", "attention_post_norm", "ffn_post_norm",
+    "final_norm",
+    "q", "k", "v", "qkv", "q_norm", "k_norm", "o", "gate", "up", "gate_up", "down", "router",
+]  # fmt: skip
+"""What a weight does. A norm stands before its readers, a post norm behind their writer."""
+NORMS: tuple[Role, ...] = ("attention_norm", "ffn_norm", "attention_post_norm", "ffn_post_norm", "final_norm")
+ATTENTION_READERS: tuple[Role, ...] = ("q", "k", "v", "qkv")
+FFN_READERS: tuple[Role, ...] = ("gate", "up", "gate_up", "router")
+READERS: tuple[Role, ...] = (*ATTENTION_READERS, *FFN_READERS, "head")
+WRITERS: tuple[Role, ...] = ("o", "down")
+
+
+class Part(NamedTuple):
+    """One stretch of a dimension: an axis, `times` times over (each head of GPT-NeoX holds its q, k and v rows)."""
+
+    axis: Length
+    times: int
+
+
+@cache
+def parts(dimension: str) -> tuple[Part, ...]:
+    """Read `heads+kv_heads+kv_heads` or `heads*3`; raise `ValueError` for anything else."""
+    found = []
+    for text in dimension.split("+"):
+        axis, star, times = text.partition("*")
+        if axis not in get_args(Length) or (star and not times.isdigit()):
+            raise ValueError(f"dimension {dimension!r}: {text!r} is not AXIS or AXIS*N, AXIS of {get_args(Length)}")
+        found.append(Part(axis, int(times or 1)))  # type: ignore[arg-type]
+    return tuple(found)
 
 
 class Shape(Record):
@@ -24,18 +57,26 @@ class Shape(Record):
     layers: int
     hidden: int
     ffn: int
+    """Of one expert where there are experts."""
     heads: int
     kv_heads: int
     head_dim: int
     vocab: int
     tied: bool
     """Whether the output head shares its matrix with the embedding."""
+    experts: int = 0
+    """Feed-forward networks of a layer among which a router chooses; 0 for a dense model."""
+    experts_per_token: int = 0
+    positions: int = 0
+    """Rows of a learned position embedding; 0 without one."""
 
-    def length(self, dimension: Dimension) -> int:
-        """How many rows or columns a dimension on this axis has."""
-        if dimension in ("heads", "kv_heads"):
-            return int(getattr(self, dimension)) * self.head_dim
-        return int(getattr(self, dimension))
+    def unit(self, axis: Length) -> int:
+        """Rows that one index of an axis takes."""
+        return self.head_dim if axis in ("heads", "kv_heads") else 1
+
+    def length(self, dimension: str) -> int:
+        """How many rows or columns a dimension has."""
+        return sum(int(getattr(self, p.axis)) * self.unit(p.axis) * p.times for p in parts(dimension))
 
     def kv_cache_bytes(self, context_tokens: int, bytes_per_value: int = 2) -> int:
         """Keys and values of one sequence: 2 x layers x kv_heads x head_dim x context, in f16 by default."""
@@ -43,40 +84,91 @@ class Shape(Record):
 
 
 class Weight(Record):
-    """One row of a family table. `{layer}` in a name stands for every layer."""
+    """One row of a family table. `{layer}` in a name stands for every layer, `{expert}` for every expert."""
 
     name: str
-    dims: tuple[Dimension, ...]
-    role: str
-    """What the weight does: embedding, head, norm, q, k, v, o, gate, up, down. Exporters choose precision by it."""
-    gguf: str
+    dims: tuple[str, ...]
+    """In the order of the stored tensor."""
+    role: Role
+    gguf: str = ""
     """Its name in a GGUF file."""
+    bias: Literal["none", "optional", "always"] = "none"
+    """Whether a bias stands beside this weight. It becomes a row of its own, with the same role and one dimension."""
+    is_bias: bool = False
     optional: bool = False
-    """Biases and the like: present in some members of the family only."""
+    """Present in some members of the family only."""
     gguf_permute: Literal["heads", "kv_heads"] | None = None
     """llama.cpp's rotary layout interleaves the two halves of each head; rows are reordered on export."""
     gguf_add: float = 0.0
     """Added on export: families whose norm multiplies by (1 + weight) store weight, llama.cpp wants 1 + weight."""
+
+    @model_validator(mode="after")
+    def _dimensions_are_known(self) -> Self:
+        for dimension in self.dims:
+            parts(dimension)
+        return self
 
     @property
     def per_layer(self) -> bool:
         """Whether every layer has one."""
         return "{layer}" in self.name
 
+    @property
+    def per_expert(self) -> bool:
+        """Whether every expert of a layer has one."""
+        return "{expert}" in self.name
+
+    @property
+    def module(self) -> str:
+        """The module that holds it."""
+        return self.name.removesuffix(".bias" if self.is_bias else ".weight")
+
+    @property
+    def input_axis(self) -> int | None:
+        """Which dimension of a projection its input runs along; None for what is no projection.
+
+        A reader takes in hidden, a writer gives it out.
+        """
+        if len(self.dims) != 2 or self.role in ("embedding", "positions"):
+            return None
+        hidden = self.dims.index("hidden")
+        return 1 - hidden if self.role in WRITERS else hidden
+
     def exists_in(self, family: "Family", shape: Shape, present: frozenset[str]) -> bool:
         """Whether a model has this weight: a tied head has none of its own, an optional row must be `present`."""
-        if shape.tied and self.name == family.head:
+        if shape.tied and self.role == "head" and family.head != family.embedding:
             return False
         return not self.optional or self.name in present
 
+    def bias_row(self) -> "Weight":
+        """The row of its bias: a projection's runs along its output, a norm's along the norm."""
+        dims = tuple(d for place, d in enumerate(self.dims) if place != self.input_axis)
+        return Weight(
+            name=f"{self.module}.bias", dims=dims, role=self.role, is_bias=True, optional=self.bias == "optional",
+            gguf=self.gguf.removesuffix(".weight") + ".bias" if self.gguf else "", gguf_permute=self.gguf_permute,
+        )  # fmt: skip
+
+    def count(self, shape: Shape) -> int:
+        """How many of it a model has."""
+        return (shape.layers if self.per_layer else 1) * (shape.experts if self.per_expert else 1)
+
 
 class Tensor(NamedTuple):
-    """One tensor of a model: its full name, its row in the table, the layer it is in (0 outside), its size."""
+    """One tensor of a model: its full name, its row in the table, its layer and expert (0 outside), its size."""
 
     name: str
     weight: Weight
     layer: int
     size: tuple[int, ...]
+    expert: int = 0
+
+
+class Only(Record):
+    """A setting whose other values mean a model that the table does not describe; absent or null is always right."""
+
+    key: str
+    values: tuple[Any, ...]
+    reason: str
 
 
 class Family(Record):
@@ -88,37 +180,109 @@ class Family(Record):
     gguf_architecture: str
     config: Mapping[str, str]
     """Axis of `Shape` -> key of config.json."""
+    absent: Mapping[str, str] = {}
+    """Axis -> what it is where config.json has no such key: a number, `heads`, `hidden/heads` or `4*hidden`."""
+    aliases: Mapping[str, str] = {}
+    """Key of config.json -> another name of it."""
     config_keep: tuple[str, ...]
     """Other keys that are carried into a student's config; everything else is dropped."""
-    rotatable: bool = False
-    """Whether turning the residual stream changes nothing: RMS norms before every reader, none after a writer."""
+    config_lists: tuple[str, ...] = ()
+    """Keys whose value is a list with one entry a layer: a student keeps the entries of its layers."""
+    only: tuple[Only, ...] = ()
+    norm: Literal["rms", "layer"] = "rms"
+    """`layer` subtracts the mean before it divides by the length."""
+    norm_offset: float = 0.0
+    """A norm multiplies by its weight plus this: 1 in Gemma."""
+    embedding_times_sqrt_hidden: bool = False
+    """Whether the model multiplies embeddings by the square root of hidden, as Gemma does."""
+    hidden_multiple_of_heads: bool = False
+    """The config class refuses a hidden that heads do not divide, even where head_dim is given."""
+    heads_fill_hidden: bool = False
+    """The model takes hidden / heads for head_dim and nothing else: heads are cut with hidden, in step."""
+    rope_by_layer_type: bool = False
+    """Version 5 keeps rope settings of their own for each layer type; version 4 spells them with flat keys."""
     tied_by_default: bool = False
     """What an absent `tie_word_embeddings` means in this family's config class."""
-    attention_norm: str
-    ffn_norm: str
-    final_norm: str
-    embedding: str
-    head: str
+    renamed_modules: Mapping[str, str] = {}
+    """Part of a stored name -> what the class calls that module."""
     weights: tuple[Weight, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _biases_become_rows(cls, document: Any) -> Any:
+        rows = document.get("weights") if isinstance(document, dict) else None
+        if not isinstance(rows, list):
+            return document
+        made: list[Weight] = []
+        for row in rows:
+            weight = row if isinstance(row, Weight) else Weight.model_validate(row)
+            made.append(weight.model_copy(update={"bias": "none"}))
+            if weight.bias != "none":
+                made.append(weight.bias_row())
+        return {**document, "weights": made}
+
+    @cached_property
+    def _by_role(self) -> Mapping[Role, Weight]:
+        return {w.role: w for w in reversed(self.weights) if not w.is_bias}
+
+    def find(self, role: Role) -> Weight | None:
+        """The weight with this role (not its bias), or None where the family has none."""
+        return self._by_role.get(role)
+
+    def row(self, role: Role) -> Weight:
+        """The weight with this role (not its bias); `KeyError` where the family has none."""
+        return self._by_role[role]
+
+    def reads(self, role: Role) -> Role | None:
+        """The norm whose output a reader takes in; None where it reads the stream itself, as in OLMo 2."""
+        norm: Role = "attention_norm" if role in ATTENTION_READERS else "ffn_norm"
+        if role == "head":
+            norm = "final_norm"
+        return norm if norm in self._by_role else None
+
+    @property
+    def embedding(self) -> str:
+        return self.row("embedding").name
+
+    @property
+    def head(self) -> str:
+        """The output matrix; the embedding itself in a family that never has one of its own."""
+        return (self.find("head") or self.row("embedding")).name
 
     @property
     def layer_module(self) -> str:
         """Where a decoder layer lives, for example `model.layers.{layer}`."""
-        return self.attention_norm.split("{layer}")[0] + "{layer}"
+        return self.row("o").name.split("{layer}")[0] + "{layer}"
 
-    def row(self, role: str) -> Weight:
-        """The matrix with this role (not its bias)."""
-        return next(w for w in self.weights if w.role == role and len(w.dims) == 2)
+    def module_of(self, weight: Weight, layer: int) -> str:
+        """The module of a weight as the class names it."""
+        name = weight.module.format(layer=layer, expert="{expert}")
+        for stored, called in self.renamed_modules.items():
+            name = name.replace(stored, called)
+        return name
+
+    @property
+    def exactly_rotatable(self) -> bool:
+        """Whether turning the residual stream changes nothing: no norm behind a writer."""
+        return "attention_post_norm" not in self._by_role and "ffn_post_norm" not in self._by_role
+
+    def value(self, config: Mapping[str, Any], key: str) -> Any:
+        """A setting under its name or its other name."""
+        found = config.get(key)
+        return config.get(self.aliases.get(key, key)) if found is None else found
 
     def shape_of(self, config: Mapping[str, Any]) -> Shape:
-        """Read the shape from a config.json; raise `DamagedCheckpoint` when a size is not a positive number."""
+        """Read the shape from a config.json.
+
+        Raises `DamagedCheckpoint` when a size is not a positive number or sizes do not go together, and
+        `UnsupportedFamily` for a setting that the table does not describe.
+        """
         sizes: dict[str, int] = {}
-        for axis, key in self.config.items():
-            value = config.get(key)
-            if value is None and axis == "kv_heads":
-                value = sizes["heads"]
-            if value is None and axis == "head_dim":
-                value = sizes["hidden"] // sizes["heads"]
+        for axis in (*self.config, *(a for a in self.absent if a not in self.config)):
+            key = self.config.get(axis, "")
+            value = self.value(config, key) if key else None
+            if value is None and axis in self.absent:
+                value = _evaluate(self.absent[axis], sizes)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise DamagedCheckpoint(
                     f"config.json: {key} is {value!r}, not a positive whole number", pointer="/teacher"
@@ -129,55 +293,113 @@ class Family(Record):
                 f"config.json: {sizes['heads']} heads cannot share {sizes['kv_heads']} KV heads evenly",
                 pointer="/teacher",
             )
+        for setting in self.only:
+            value = config.get(setting.key)
+            if value is not None and value not in setting.values:
+                raise UnsupportedFamily(
+                    f"config.json: {setting.key} is {value!r}; the {self.name} table describes models where it is "
+                    f"{' or '.join(repr(v) for v in setting.values)}: {setting.reason}",
+                    pointer="/teacher",
+                )
         tied = config.get("tie_word_embeddings", self.tied_by_default)
         return Shape(**sizes, tied=bool(tied))
 
-    def config_for(self, teacher_config: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+    def config_for(
+        self, teacher_config: Mapping[str, Any], shape: Shape, layers: tuple[int, ...] | None = None
+    ) -> dict[str, Any]:
         """The student's config.json: the teacher's known keys with the new sizes, and nothing else.
 
-        Both spellings of the rope settings are written: transformers 4 takes a version-5 `rope_parameters` for absent
-        and falls back to theta 10000 without a word.
+        `layers` are the teacher's layers that stay; None keeps all. Both spellings of the rope settings are written:
+        transformers 4 takes a version-5 `rope_parameters` for absent and falls back to theta 10000 without a word.
         """
         kept = {key: teacher_config[key] for key in self.config_keep if key in teacher_config}
+        for key in self.config_lists:
+            if isinstance(entries := teacher_config.get(key), list):
+                kept[key] = entries if layers is None else [entries[layer] for layer in layers]
         sizes = {key: getattr(shape, axis) for axis, key in self.config.items()}
-        rope = dict(teacher_config.get("rope_parameters") or teacher_config.get("rope_scaling") or {})
-        old_name = rope.pop("type", "default")  # version 4 also took `type` for `rope_type`
-        rope.setdefault("rope_type", old_name)
-        theta = rope.pop("rope_theta", teacher_config.get("rope_theta"))
-        if theta is not None:
-            kept["rope_theta"] = theta
-            kept["rope_parameters"] = {**rope, "rope_theta": theta}
-        if rope["rope_type"] != "default":
-            kept["rope_scaling"] = rope
+        kept |= _rope_by_layer_type(teacher_config) if self.rope_by_layer_type else _rope_both_ways(teacher_config)
         return {**kept, **sizes, "tie_word_embeddings": shape.tied, "model_type": teacher_config["model_type"]}
 
     def tensors(self, shape: Shape, present: frozenset[str] = frozenset()) -> Iterator["Tensor"]:
-        """Every tensor of a model of this shape. `present` names the optional table rows that the teacher has."""
-        for weight in self.weights:
-            if not weight.exists_in(self, shape, present):
-                continue
-            size = tuple(shape.length(dimension) for dimension in weight.dims)
-            for layer in range(shape.layers) if weight.per_layer else (0,):
-                yield Tensor(weight.name.format(layer=layer), weight, layer, size)
+        """Every tensor of a model of this shape, first those outside the layers, then layer by layer.
+
+        `present` names the optional table rows that the teacher has.
+        """
+        rows = [weight for weight in self.weights if weight.exists_in(self, shape, present)]
+        sizes = {w.name: tuple(shape.length(dimension) for dimension in w.dims) for w in rows}
+        for weight in rows:
+            if not weight.per_layer:
+                yield Tensor(weight.name, weight, 0, sizes[weight.name])
+        for layer in range(shape.layers):
+            for weight in rows:
+                if weight.per_layer:
+                    for expert in range(shape.experts) if weight.per_expert else (0,):
+                        name = weight.name.format(layer=layer, expert=expert)
+                        yield Tensor(name, weight, layer, sizes[weight.name], expert)
 
     def parameter_count(self, shape: Shape, present: frozenset[str] = frozenset()) -> int:
         """Parameters of a model of this shape; a tied matrix counts once."""
         return sum(
-            math.prod(shape.length(dimension) for dimension in weight.dims) * (shape.layers if weight.per_layer else 1)
+            math.prod(shape.length(dimension) for dimension in weight.dims) * weight.count(shape)
             for weight in self.weights
             if weight.exists_in(self, shape, present)
         )
 
 
+def _evaluate(rule: str, sizes: Mapping[str, int]) -> int | None:
+    """The few rules that config classes have for an absent size."""
+    if rule.isdigit():
+        return int(rule)
+    if rule == "hidden/heads":
+        return sizes["hidden"] // sizes["heads"]
+    times, _, axis = rule.rpartition("*")
+    return int(times or 1) * sizes[axis]
+
+
+def _rope_both_ways(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` of version 5, and `rope_theta` and `rope_scaling` of version 4; nothing for a model without."""
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    old_name = rope.pop("type", "default")  # version 4 also took `type` for `rope_type`
+    rope.setdefault("rope_type", old_name)
+    theta = rope.pop("rope_theta", config.get("rope_theta"))
+    written: dict[str, Any] = {}
+    if theta is not None:
+        written = {"rope_theta": theta, "rope_parameters": {**rope, "rope_theta": theta}}
+    if rope["rope_type"] != "default":
+        written["rope_scaling"] = rope
+    return written
+
+
+def _rope_by_layer_type(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Either spelling as it came: a class of version 5 reads both, and a mixture of the two would mislead it."""
+    if isinstance(rope := config.get("rope_parameters"), dict):
+        return {"rope_parameters": rope}
+    return {key: config[key] for key in ("rope_theta", "rope_scaling") if key in config}
+
+
 @cache
 def families() -> Mapping[str, Family]:
     """Every table under data/families by name; an unknown key or a malformed row is an error."""
-    found: dict[str, Family] = {}
-    for path in sorted((files("foundry") / "data" / "families").iterdir(), key=lambda p: p.name):
-        if path.name.endswith(".toml"):
-            family = parse(Family, tomllib.loads(path.read_text(encoding="utf-8")), prefix=f"/{path.name}")
-            found[family.name] = family
-    return found
+    folder = files("foundry") / "data" / "families"
+    tables = {
+        path.name: tomllib.loads(path.read_text("utf-8")) for path in folder.iterdir() if path.name[-5:] == ".toml"
+    }
+    return {
+        (family := parse(Family, _whole(tables[name], tables), prefix=f"/{name}")).name: family
+        for name in sorted(tables)
+    }
+
+
+def _whole(table: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A table with what it takes from the one it is `like`: its rows replace those of the same name, or are added."""
+    own = dict(table)
+    like, without = own.pop("like", None), own.pop("without", [])
+    if like is None:
+        return own
+    base = _whole(tables[f"{like}.toml"], tables)
+    rows = {row["name"]: row for row in base["weights"] if row["name"] not in without}
+    rows |= {row["name"]: row for row in own.pop("weights", [])}
+    return {**base, **own, "weights": list(rows.values())}
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

@@ -9,7 +9,7 @@ import math
 from typing import Literal
 
 from foundry.errors import UnknownFormat
-from foundry.spec.family import Family, Shape, Tensor, Weight
+from foundry.spec.family import Family, Role, Shape, Tensor, Weight
 from foundry.spec.record import Record
 
 GgufType = Literal["F32", "F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q5_1", "Q5_0"]
@@ -27,6 +27,10 @@ _FALLBACK: dict[GgufType, GgufType] = {
     "Q5_1": "F16",
 }
 _BASE: dict[str, GgufType] = {"f16": "F16", "q8_0": "Q8_0", "q6_k": "Q6_K", "q5_k_m": "Q5_K", "q4_k_m": "Q4_K"}
+_FUSED: dict[str, GgufType] = {"q5_k_m": "Q6_K", "q4_k_m": "Q5_K"}
+"""The mixes, and what a fused qkv matrix is in each."""
+_WHOLE: tuple[Role, ...] = ("positions", "router")
+"""Small matrices that llama.cpp never quantises."""
 _HEADER_BYTES = 65_536
 _VOCABULARY_ENTRY_BYTES = 40
 FORMATS = ("safetensors", *(f"gguf:{quantisation}" for quantisation in _BASE))
@@ -58,19 +62,23 @@ def gguf_type_of(tensor: Tensor, shape: Shape, quantisation: str) -> GgufType:
 def gguf_type(weight: Weight, size: tuple[int, ...], boosted: bool, shape: Shape, quantisation: str) -> GgufType:
     """The type for a table row of this size. `boosted` says whether the layer is one of those that get more bits.
 
-    As in llama.cpp's `_m` mixes, the matrices that suffer most get two bits more: the output head (or the embedding
-    that doubles as one), and the value and down projections of the first and last eighth of the layers and of
-    every third between.
+    As in llama.cpp's `_m` mixes, the matrices that suffer most get more bits: the output head (or the embedding that
+    doubles as one), and the value and down projections of the first and last eighth of the layers and of every third
+    between, are Q6_K; a matrix that holds queries, keys and values is one type above the rest in every layer. Vectors,
+    learned positions and routers stay F32.
     """
-    if len(size) == 1:
+    if len(size) == 1 or weight.role in _WHOLE:
         return "F32"
     chosen = _BASE[quantisation]
-    if quantisation in ("q4_k_m", "q5_k_m"):
+    if quantisation in _FUSED:
         doubles_as_head = weight.role == "embedding" and shape.tied
         sensitive = weight.role in ("v", "down") and boosted
         if weight.role == "head" or doubles_as_head or sensitive:
             chosen = "Q6_K"
-    while size[-1] % _BLOCK[chosen][0]:
+        elif weight.role == "qkv":
+            chosen = _FUSED[quantisation]
+    row = size[-1 if weight.input_axis is None else weight.input_axis]  # GPT-2 stores [in, out]; a GGUF never does
+    while row % _BLOCK[chosen][0]:
         chosen = _FALLBACK[chosen]
     return chosen
 
@@ -100,17 +108,42 @@ def boosted_layers(layers: int) -> int:
 
 
 def weight_bytes(family: Family, shape: Shape, form: Format, present: frozenset[str] = frozenset()) -> int:
-    """Bytes of all tensors of a model of this shape in this format; file headers and the tokenizer are not counted."""
-    total = 0
-    for weight in family.weights:
-        if not weight.exists_in(family, shape, present):
-            continue
-        size = tuple(shape.length(dimension) for dimension in weight.dims)
-        boosted = boosted_layers(shape.layers) if weight.per_layer else 0
-        plain = shape.layers - boosted if weight.per_layer else 1
-        total += plain * tensor_bytes(weight, size, False, shape, form)
-        total += boosted * tensor_bytes(weight, size, True, shape, form)
-    return total
+    """Bytes of all tensors of a model of this shape in this format; file headers and the tokenizer are not counted.
+
+    A family without a GGUF architecture cannot be written as GGUF; what it would take there is counted all the same.
+    """
+    return sum(
+        _row_bytes(weight, shape, form) * weight.count(shape) // _layers(weight, shape)
+        for weight in family.weights
+        if weight.exists_in(family, shape, present)
+    )
+
+
+def bytes_read_per_token(family: Family, shape: Shape, form: Format, present: frozenset[str] = frozenset()) -> int:
+    """Bytes of the tensors that one token reads: of the experts only those that the router takes.
+
+    One row of the embedding and of the positions is as good as nothing, unless the embedding doubles as the head.
+    """
+    one_row = {"positions"} if shape.tied or family.head == family.embedding else {"positions", "embedding"}
+    active = shape.model_copy(update={"experts": min(shape.experts, shape.experts_per_token)})
+    return sum(
+        _row_bytes(weight, shape, form) * weight.count(active) // _layers(weight, shape)
+        for weight in family.weights
+        if weight.exists_in(family, shape, present) and weight.role not in one_row
+    )
+
+
+def _layers(weight: Weight, shape: Shape) -> int:
+    return shape.layers if weight.per_layer else 1
+
+
+def _row_bytes(weight: Weight, shape: Shape, form: Format) -> int:
+    """Bytes of one table row in all layers, with one expert in each."""
+    size = tuple(shape.length(dimension) for dimension in weight.dims)
+    boosted = boosted_layers(shape.layers) if weight.per_layer else 0
+    plain = _layers(weight, shape) - boosted
+    of_plain, of_boosted = (tensor_bytes(weight, size, more, shape, form) for more in (False, True))
+    return plain * of_plain + boosted * of_boosted
 
 
 def header_bytes(shape: Shape, form: Format) -> int:

@@ -6,10 +6,14 @@ from pydantic import Field
 
 from foundry.spec.record import Count, Rate, Record
 
-Axis = Literal["hidden", "ffn", "heads", "layers"]
-Repair = Literal["refit", "rotate", "rescale"]
+Axis = Literal["ffn", "hidden", "heads", "kv_heads", "layers", "experts"]
+"""ffn: channels of the feed-forward networks. hidden: the residual stream. heads: query heads, the same number from
+each KV group; in multi-head attention a head goes with its keys and values. kv_heads: whole KV groups with their query
+heads. layers: whole layers. experts: feed-forward networks behind a router, the same number from each layer."""
+Repair = Literal["refit", "rotate", "rescale", "local"]
 """refit: least squares for the output projections on the kept channels. rotate: principal axes of the residual stream
-before hidden is cut. rescale: norm gains that keep the magnitude the next layer expects."""
+before hidden is cut. rescale: norm gains that keep the magnitude the next layer expects. local: every layer of the
+student learns, one after the other, to put out what the teacher's layer does."""
 
 
 class Correct(Record):
@@ -24,12 +28,14 @@ class Correct(Record):
 class Prune(Record):
     """Which axes may be cut, how much text decides what stays, and how the cut is repaired."""
 
-    axes: tuple[Axis, ...] = Field(("ffn", "hidden", "heads", "layers"), min_length=1)
+    axes: tuple[Axis, ...] = Field(("ffn", "hidden", "heads", "layers", "experts"), min_length=1)
     calibration_tokens: Count = 4_194_304
     """Upper bound, 1024 x 4096 as in the Minitron papers; small models need less: 16 tokens a thousand parameters."""
     candidates: Count = 8
     """How many shapes within the budget are sliced and compared by held-out KL before one is taken."""
-    repair: tuple[Repair, ...] = ("refit", "rotate", "rescale")
+    repair: tuple[Repair, ...] = ("refit", "rotate", "rescale", "local")
+    local_epochs: Count = 3
+    """How often the local repair reads the calibration text."""
 
 
 class Distill(Record):

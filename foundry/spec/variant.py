@@ -34,9 +34,13 @@ class PrunePlan(Record):
     """In the teacher's own order, or, when `rotated`, in the order of the principal axes of its residual stream."""
     rotated: bool = False
     ffn: tuple[tuple[int, ...], ...]
-    """For each kept layer, its kept channels."""
+    """For each kept layer its kept channels; with experts, one entry for each kept expert of each kept layer."""
     heads: tuple[tuple[int, ...], ...]
-    """For each kept layer, its kept query heads, the same number from every KV group."""
+    """For each kept layer, its kept query heads, the same number from every KV group that stays."""
+    kv_heads: tuple[tuple[int, ...], ...] = ()
+    """For each kept layer, its kept KV heads; empty when all stay."""
+    experts: tuple[tuple[int, ...], ...] = ()
+    """For each kept layer, its kept experts; empty when all stay or there are none."""
     repair: tuple[Repair, ...] = ()
     """The repairs that were applied."""
     candidates: tuple[Candidate, ...] = ()

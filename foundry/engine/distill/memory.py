@@ -42,7 +42,8 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 def _activation_bytes(shape: Shape) -> int:
     """Bytes kept for the backward pass per token, about: 14 hidden, 6 attention and 5 ffn values of 4 bytes a layer."""
-    return 4 * shape.layers * (14 * shape.hidden + 6 * shape.heads * shape.head_dim + 5 * shape.ffn)
+    ffn = shape.ffn * max(1, shape.experts_per_token)
+    return 4 * shape.layers * (14 * shape.hidden + 6 * shape.heads * shape.head_dim + 5 * ffn)
 
 
 def _shape_of(model: PreTrainedModel) -> Shape:

@@ -28,5 +28,5 @@ def choose_shape(
 
 def distance(teacher: Shape, a: Shape, b: Shape) -> float:
     """How far two shapes lie apart, each axis as a share of the teacher's."""
-    axes = ("hidden", "ffn", "heads", "layers")
-    return math.fsum(((getattr(a, axis) - getattr(b, axis)) / getattr(teacher, axis)) ** 2 for axis in axes)
+    axes = ("hidden", "ffn", "heads", "kv_heads", "layers", "experts")
+    return math.fsum(((getattr(a, axis) - getattr(b, axis)) / max(1, getattr(teacher, axis))) ** 2 for axis in axes)

@@ -1,9 +1,11 @@
 """Makes a student's tensors out of a teacher's safetensors, one at a time, by the family table.
 
-Letters of shapes: H hidden, D kept hidden, C channels of a projection's input, V vocabulary.
+Letters of shapes: H hidden, D kept hidden, C channels of a projection's input, K kept channels, O rows of a
+projection's output, V vocabulary.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,16 +16,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from foundry.engine.prune import repair
-from foundry.engine.prune.calibrate import Statistics, Stream
+from foundry.engine.prune.calibrate import Channels, Statistics, Stream
+from foundry.engine.prune.plan import kept_rows
 from foundry.engine.tensors import write_tensors
 from foundry.intake.checkpoint import Checkpoint
+from foundry.spec.family import NORMS, READERS, WRITERS, Role, Weight
 from foundry.spec.family import Tensor as TensorPlace
-from foundry.spec.family import Weight
 from foundry.spec.variant import PrunePlan
 
 _SHARD_BYTES = 4 * 2**30
-_READERS = {"q": "attention", "k": "attention", "v": "attention", "gate": "ffn", "up": "ffn", "head": "final"}
-"""Which norm's output a matrix reads."""
 
 
 class Reader:
@@ -52,9 +53,16 @@ class Slicer:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the student in the teacher's dtype; a plan that cuts nothing leaves them as they are."""
         for place in self.checkpoint.family.tensors(self.plan.shape, self.checkpoint.present):
-            source = place.weight.name.format(layer=self._teacher_layer(place))
-            original = self._read(source)
+            original = self._read(self._source(place.weight, place))
             yield place.name, self._cut(place, original).to(original.dtype).contiguous()
+
+    @cached_property
+    def axes_HD(self) -> Tensor:
+        """The map from the teacher's residual stream to the student's: principal axes, or columns of the identity."""
+        if not self.plan.rotated:
+            return torch.eye(self.plan.teacher_shape.hidden, device=self.device)[:, list(self.plan.hidden)]
+        axes = repair.mean_free_axes if self.checkpoint.family.norm == "layer" else repair.principal_axes
+        return axes(self._found.covariances(), self.plan.shape.hidden)
 
     @property
     def _found(self) -> Statistics:
@@ -62,97 +70,183 @@ class Slicer:
             raise ValueError("a plan that cuts needs the statistics of its calibration")
         return self.statistics
 
+    @property
+    def _cuts_hidden(self) -> bool:
+        return self.plan.shape.hidden < self.plan.teacher_shape.hidden
+
     def _teacher_layer(self, place: TensorPlace) -> int:
         return self.plan.layers[place.layer] if place.weight.per_layer else 0
 
+    def _teacher_expert(self, place: TensorPlace) -> int:
+        return self.plan.experts[place.layer][place.expert] if self.plan.experts else place.expert
+
+    def _source(self, weight: Weight, place: TensorPlace) -> str:
+        """The teacher's tensor of a table row at the place of a student's tensor."""
+        return weight.name.format(layer=self._teacher_layer(place), expert=self._teacher_expert(place))
+
     def _cut(self, place: TensorPlace, value: Tensor) -> Tensor:
         weight = place.weight
-        if weight.role in ("o", "down") and value.ndim == 2:
+        if weight.role in WRITERS and not weight.is_bias:
             value = self._output_projection(place, value)
         else:
             for axis, dimension in enumerate(weight.dims):
-                if dimension in ("ffn", "heads"):
-                    value = self._keep(value, axis, self._kept_channels(dimension, place.layer))
-        if self.plan.shape.hidden == self.plan.teacher_shape.hidden or "hidden" not in weight.dims:
+                if dimension != "hidden":
+                    value = self._keep(place, value, axis)
+        if not self._cuts_hidden:
             return value
+        if weight.role in NORMS:
+            return self._norm_bias(place, value) if weight.is_bias else self._norm(place, value)
         return self._rotated(place, value) if self.plan.rotated else self._indexed(place, value)
 
-    def _output_projection(self, place: TensorPlace, value_HC: Tensor) -> Tensor:
+    def _keep(self, place: TensorPlace, value: Tensor, axis: int) -> Tensor:
+        """The kept rows of one dimension of a tensor; all of them where a plan keeps all."""
+        kept = kept_rows(self.plan, place.weight.dims[axis], place.layer, place.expert)
+        if len(kept) == value.shape[axis]:
+            return value
+        return value.index_select(axis, torch.tensor(kept, device=self.device))
+
+    def _output_projection(self, place: TensorPlace, value: Tensor) -> Tensor:
         """Columns go with the channels; the rest learns to do their work."""
-        dimension = place.weight.dims[1]
-        kept = self._kept_channels(dimension, place.layer)
-        if "refit" not in self.plan.repair or len(kept) == value_HC.shape[1]:
-            return self._keep(value_HC, 1, kept)
-        layer = self._teacher_layer(place)
-        channels = self._found.ffn[layer] if dimension == "ffn" else self._found.attention[layer]
-        return repair.refit(value_HC, channels.gram_CC, kept)
+        weight = place.weight
+        assert weight.input_axis is not None
+        kept = kept_rows(self.plan, weight.dims[weight.input_axis], place.layer, place.expert)
+        if "refit" not in self.plan.repair or len(kept) == value.shape[weight.input_axis]:
+            return self._keep(place, value, weight.input_axis)
+        weight_HC = value.T if weight.input_axis == 0 else value
+        refitted_HK = repair.refit(weight_HC, self._channels(place).gram_CC, torch.tensor(kept, device=self.device))
+        return refitted_HK.T if weight.input_axis == 0 else refitted_HK
 
-    def _kept_channels(self, dimension: str, layer: int) -> Tensor:
-        if dimension == "ffn":
-            return torch.tensor(self.plan.ffn[layer], device=self.device)
-        size = self.plan.teacher_shape.head_dim
-        heads = torch.tensor(self.plan.heads[layer], device=self.device)
-        return (heads[:, None] * size + torch.arange(size, device=self.device)).flatten()
-
-    @staticmethod
-    def _keep(value: Tensor, axis: int, kept: Tensor) -> Tensor:
-        return value if len(kept) == value.shape[axis] else value.index_select(axis, kept)
+    def _channels(self, place: TensorPlace) -> Channels:
+        layer = self._found.layers[self._teacher_layer(place)]
+        return layer.attention if place.weight.role == "o" else layer.ffn[self._teacher_expert(place)]
 
     def _indexed(self, place: TensorPlace, value: Tensor) -> Tensor:
-        kept = torch.tensor(self.plan.hidden, device=self.device)
-        value = value.index_select(place.weight.dims.index("hidden"), kept)
-        return value.float() * self._gain(place) if place.weight.role == "norm" else value
+        if "hidden" in place.weight.dims:
+            value = self._keep(place, value, place.weight.dims.index("hidden"))
+        return value.float() * self._embedding_gain if place.weight.role == "embedding" else value
 
     def _rotated(self, place: TensorPlace, value: Tensor) -> Tensor:
-        """The stream turned onto its principal axes. Norm weights move into the matrices that read them."""
-        weight, axes_HD = place.weight, self._axes_HD
+        """The stream turned onto its principal axes. Norm weights move into the matrices beside them.
+
+        A norm in front scales what its readers take in. A norm behind a writer scales what that has put out; there the
+        turn is not exact, for the length that the norm divides by is taken before its weight in the teacher and after
+        it in the student: `_norm` makes up for that on average.
+        """
+        weight, role = place.weight, place.weight.role
         value = value.float()
-        if weight.role == "norm":
-            tied_final = weight.name == self.checkpoint.family.final_norm and self.plan.shape.tied
-            unit_D = self._tied_ends[1] if tied_final else torch.ones(axes_HD.shape[1], device=self.device)
-            return unit_D * self._gain(place)
-        if weight.role == "embedding":
-            return self._tied_ends[0] if self.plan.shape.tied else value @ axes_HD
-        if weight.role in _READERS and value.ndim == 2:
-            return (value * self._norm_weight(place)) @ axes_HD
-        return axes_HD.T @ value  # o and down write into the stream, and so do their biases
+        if role in ("embedding", "positions"):
+            if role == "embedding" and self.plan.shape.tied:
+                return self._tied_ends[0]
+            return value @ self.axes_HD * (self._embedding_gain if role == "embedding" else 1.0)
+        if role in WRITERS:
+            hidden = 0 if weight.is_bias else weight.dims.index("hidden")
+            scaled = value.movedim(hidden, -1) * self._norm_weight(_BEHIND[role], place)
+            return (scaled @ self.axes_HD).movedim(-1, hidden)
+        norm = self.checkpoint.family.reads(role)
+        if weight.is_bias:
+            return value + self._constant_of_norm(norm, place)
+        if "hidden" not in weight.dims:
+            return value
+        hidden = weight.dims.index("hidden")
+        return ((value.movedim(hidden, -1) * self._norm_weight(norm, place)) @ self.axes_HD).movedim(-1, hidden)
+
+    def _norm(self, place: TensorPlace, value: Tensor) -> Tensor:
+        family, role = self.checkpoint.family, place.weight.role
+        tied_final = role == "final_norm" and self.plan.shape.tied
+        if not self.plan.rotated:
+            unit_D = self._keep(place, value.float() + family.norm_offset, 0)
+            unit_D = unit_D / self._embedding_gain if tied_final else unit_D
+        elif tied_final:
+            unit_D = self._tied_ends[1]
+        else:
+            unit_D = torch.ones(self.plan.shape.hidden, device=self.device)
+        return unit_D * self._gain(place) - family.norm_offset
+
+    def _gain(self, place: TensorPlace) -> float:
+        role = place.weight.role
+        if role in _BEHIND.values() and self.plan.rotated:
+            stream = self._stream(role, place)
+            weight_H = self._norm_weight(role, place)
+            return repair.post_norm_gain(stream.covariance_HH, weight_H, self.axes_HD)
+        if "rescale" not in self.plan.repair:
+            return 1.0
+        energy = repair.kept_energy(self._stream(role, place).covariance_HH, self.axes_HD)
+        return repair.norm_gain(energy, self.plan.teacher_shape.hidden, self.plan.shape.hidden)
+
+    def _norm_bias(self, place: TensorPlace, value: Tensor) -> Tensor:
+        """A norm's bias is a constant at its readers, who take it over where they have biases of their own.
+
+        Where they have none, the student's norm keeps the bias that gives its readers the nearest constant.
+        """
+        if not self.plan.rotated:
+            return self._keep(place, value, 0)
+        family = self.checkpoint.family
+        readers = [w for w in family.weights if w.role in READERS and family.reads(w.role) == place.weight.role]
+        readers = [weight for weight in readers if not weight.is_bias]
+        if place.weight.role == "final_norm" and self.plan.shape.tied:
+            readers = [family.row("embedding")]
+        bare = [weight for weight in readers if not self._has_bias(weight)]
+        if not bare:
+            return torch.zeros(self.plan.shape.hidden, device=self.device)
+        matrix_OH = torch.cat([self._as_reader(weight, place) for weight in bare])
+        scaled_OH = matrix_OH * self._norm_weight(place.weight.role, place)
+        student_OD = scaled_OH @ self.axes_HD
+        if place.weight.role == "final_norm" and self.plan.shape.tied:
+            student_OD = self._tied_ends[0]
+        return repair.nearest_input(student_OD, matrix_OH @ value.float())
+
+    def _has_bias(self, weight: Weight) -> bool:
+        name = weight.bias_row().name
+        return any(w.name == name and (not w.optional or name in self.checkpoint.present)
+                   for w in self.checkpoint.family.weights)  # fmt: skip
+
+    def _as_reader(self, weight: Weight, place: TensorPlace) -> Tensor:
+        """A reader's matrix [O, H] as the teacher has it."""
+        value = self._read(self._source(weight, place)).float()
+        return value.T if weight.input_axis == 0 else value
+
+    def _constant_of_norm(self, norm: Role | None, place: TensorPlace) -> Tensor:
+        """What a layer norm's bias adds to each kept row of a reader: W b."""
+        if norm is None or self.checkpoint.family.norm != "layer":
+            return torch.zeros((), device=self.device)
+        matrix = next(w for w in self.checkpoint.family.weights if w.bias_row().name == place.weight.name)
+        bias_H = self._read(self._source(self.checkpoint.family.row(norm).bias_row(), place)).float()
+        constant_O = self._as_reader(matrix, place) @ bias_H
+        return self._keep(place, constant_O, 0)
+
+    def _norm_weight(self, norm: Role | None, place: TensorPlace) -> Tensor:
+        """What a norm multiplies by; one where the family has no such norm."""
+        weight = self.checkpoint.family.find(norm) if norm else None
+        if weight is None:
+            return torch.ones((), device=self.device)
+        return self._read(self._source(weight, place)).float() + self.checkpoint.family.norm_offset
+
+    def _stream(self, role: Role, place: TensorPlace) -> Stream:
+        return self._found.final_norm if role == "final_norm" else (
+            self._found.layers[self._teacher_layer(place)].streams[role]
+        )  # fmt: skip
+
+    @property
+    def _embedding_gain(self) -> float:
+        """Makes up for a model that multiplies embeddings by the square root of its own hidden."""
+        if not self.checkpoint.family.embedding_times_sqrt_hidden:
+            return 1.0
+        return math.sqrt(self.plan.teacher_shape.hidden / self.plan.shape.hidden)
 
     @cached_property
     def _read(self) -> Reader:
         return Reader(self.checkpoint, self.device)
 
     @cached_property
-    def _axes_HD(self) -> Tensor:
-        found = self._found
-        streams = [*found.attention_norm, *found.ffn_norm, found.final_norm]
-        return repair.principal_axes([s.covariance_HH for s in streams], self.plan.shape.hidden)
-
-    @cached_property
     def _tied_ends(self) -> tuple[Tensor, Tensor]:
         family = self.checkpoint.family
         embedding_VH = self._read(family.embedding).float()
-        head_VH = embedding_VH * self._read(family.final_norm).float()
-        return repair.retie(embedding_VH @ self._axes_HD, head_VH @ self._axes_HD)
+        norm_H = self._read(family.row("final_norm").name).float() + family.norm_offset
+        return repair.retie(embedding_VH @ self.axes_HD * self._embedding_gain, (embedding_VH * norm_H) @ self.axes_HD)
 
-    def _norm_weight(self, place: TensorPlace) -> Tensor:
-        family = self.checkpoint.family
-        names = {"attention": family.attention_norm, "ffn": family.ffn_norm, "final": family.final_norm}
-        return self._read(names[_READERS[place.weight.role]].format(layer=self._teacher_layer(place))).float()
 
-    def _gain(self, place: TensorPlace) -> float:
-        if "rescale" not in self.plan.repair:
-            return 1.0
-        teacher, kept = self.plan.teacher_shape.hidden, self.plan.shape.hidden
-        unrotated_HD = torch.eye(teacher, device=self.device)[:, list(self.plan.hidden)]
-        axes_HD = self._axes_HD if self.plan.rotated else unrotated_HD
-        energy = repair.kept_energy(self._stream(place.weight, self._teacher_layer(place)).covariance_HH, axes_HD)
-        return repair.norm_gain(energy, teacher, kept)
-
-    def _stream(self, weight: Weight, layer: int) -> Stream:
-        family, found = self.checkpoint.family, self._found
-        if weight.name == family.final_norm:
-            return found.final_norm
-        return found.attention_norm[layer] if weight.name == family.attention_norm else found.ffn_norm[layer]
+_BEHIND: Mapping[Role, Role] = {"o": "attention_post_norm", "down": "ffn_post_norm"}
+"""The norm that may stand behind a writer."""
 
 
 def write_sharded(tensors: Iterator[tuple[str, Tensor]], folder: Path, shard_bytes: int = _SHARD_BYTES) -> None:

@@ -68,8 +68,8 @@ def _without_tokenizer(serving: Serving) -> str:
 
 
 def _foreign_family(serving: Serving) -> str:
-    write_config(serving.folder / "teachers" / "gpt2", {**LLAMA, "model_type": "gpt2"})
-    return "gpt2"
+    write_config(serving.folder / "teachers" / "bloom", {**LLAMA, "model_type": "bloom"})
+    return "bloom"
 
 
 def _link_out(serving: Serving) -> str:
@@ -101,7 +101,7 @@ def _climbing(serving: Serving) -> str:
         (_pickled, "unsafe_checkpoint", "pytorch_model.bin: pickled weights"),
         (_damaged, "damaged_checkpoint", "'model.norm.weight' has the size (31,)"),
         (_without_tokenizer, "damaged_checkpoint", "tokenizer.json"),
-        (_foreign_family, "unsupported_family", "'gpt2'"),
+        (_foreign_family, "unsupported_family", "'bloom'"),
     ],
 )
 def test_a_job_leaves_nothing_when_its_teacher_cannot_be_used(

@@ -96,7 +96,7 @@ def test_open_checkpoint_refuses_when_the_copy_of_a_tied_head_has_another_size(t
         ({"num_hidden_layers": 10**9}, DamagedCheckpoint, "more than 1024"),
         ({"num_attention_heads": True}, DamagedCheckpoint, "num_attention_heads"),
         ({"num_key_value_heads": 3}, DamagedCheckpoint, "cannot share"),
-        ({"model_type": "gpt2"}, UnsupportedFamily, "'gpt2'.*Supported: .*llama"),
+        ({"model_type": "bloom"}, UnsupportedFamily, "'bloom'.*Supported: .*llama"),
         ({"model_type": ["llama"]}, UnsupportedFamily, "Supported"),
         ({"auto_map": {"AutoModel": "modeling.Evil"}}, UnsafeCheckpoint, "auto_map.*never runs"),
         ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedFamily, "before quantisation"),

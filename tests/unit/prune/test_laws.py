@@ -97,7 +97,7 @@ def test_sliced_equals_masked_when_ffn(tmp_path: Path) -> None:
     statistics = _statistics(folder)
     student, _ = _student(folder, {"ffn": 40}, statistics=statistics)
     for number, layer in enumerate(teacher.model.layers):
-        kept = set(best(statistics.ffn[number].score_C, 40))
+        kept = set(best(statistics.layers[number].ffn[0].score_C, 40))
         layer.mlp.down_proj.weight.data[:, [c for c in range(64) if c not in kept]] = 0
     torch.testing.assert_close(_logits(student), _logits(teacher), rtol=1e-4, atol=1e-5)
 
@@ -108,7 +108,10 @@ def test_sliced_equals_masked_when_heads(tmp_path: Path) -> None:
     statistics = _statistics(folder)
     student, checkpoint = _student(folder, {"heads": 2}, statistics=statistics)
     assert student.config.num_attention_heads == 2
-    kept = [best_heads(found.score_C, checkpoint.shape, 2) for found in statistics.attention]
+    kept = [
+        best_heads(found.attention.score_C, checkpoint.shape, checkpoint.shape.model_copy(update={"heads": 2}), (0, 1))
+        for found in statistics.layers
+    ]
     for number, layer in enumerate(teacher.model.layers):
         for head in set(range(4)) - set(kept[number]):
             layer.self_attn.o_proj.weight.data[:, head * 8 : head * 8 + 8] = 0
@@ -189,7 +192,7 @@ def test_retie_changes_nothing_when_the_ends_differ_by_a_scale() -> None:
 def test_best_heads_keeps_the_same_number_in_each_group() -> None:
     shape = Shape(layers=1, hidden=32, ffn=64, heads=8, kv_heads=2, head_dim=2, vocab=10, tied=True)
     score = torch.tensor([9.0, 8, 7, 6, 1, 2, 3, 4]).repeat_interleave(2)
-    assert best_heads(score, shape, 4) == (0, 1, 6, 7)
+    assert best_heads(score, shape, shape.model_copy(update={"heads": 4}), (0, 1)) == (0, 1, 6, 7)
 
 
 def test_best_gives_the_lower_index_when_scores_tie() -> None:

@@ -1,0 +1,99 @@
+"""Genuine tiny models of every family, made by transformers' own classes; norms and biases are random too."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from tests.tiny import CONTEXT, new_tokenizer
+
+VOCABULARY = 320
+HEAD_DIM = 8
+EXPERTS = 4
+EXPERT_FFN = 32
+
+_MODEL_TYPES = {"gemma3": "gemma3_text"}
+"""Family -> model_type, where they differ."""
+_UNGROUPED = ("gpt2", "gpt_neox")
+"""Families in which every head has its own keys and values, and head_dim is hidden / heads."""
+_YARN = {
+    "type": "yarn", "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16,
+    "max_position_embeddings": CONTEXT, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+"""Ministral 3's own settings, at the size of a tiny context."""
+_MORE: dict[str, dict[str, Any]] = {
+    "gemma2": {"sliding_window": 16, "query_pre_attn_scalar": 16},
+    "gemma3": {"sliding_window": 16, "query_pre_attn_scalar": 16},
+    "granite": {
+        "embedding_multiplier": 1.5, "logits_scaling": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.25,
+    },
+    "ministral": {"sliding_window": 16},
+    "ministral3": {"rope_parameters": _YARN},
+    "olmo3": {"sliding_window": 16},
+}  # fmt: skip
+"""Settings that make a tiny model of a family differ from its neighbours in what it computes."""
+FAMILY_NAMES = (
+    "gemma", "gemma2", "gemma3", "gpt2", "gpt_neox", "granite", "llama", "ministral", "ministral3", "mistral",
+    "mixtral", "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
+)  # fmt: skip
+MODELS_WITH_EXPERTS = ("mixtral", "qwen3_moe")
+"""Families whose feed-forward networks are experts."""
+TIED_ONLY = ("gpt2",)
+"""Families whose tables know no output matrix of its own."""
+
+
+def genuine(
+    name: str, *, hidden: int = 32, ffn: int | None = None, layers: int = 2, heads: int = 4,
+    kv_heads: int | None = None, tied: bool | None = None, seed: int = 0, **more: Any,
+) -> PreTrainedModel:  # fmt: skip
+    """A model of a family with float32 weights that depend on the seed alone; its class's own tying when not told."""
+    ffn = ffn or (EXPERT_FFN if name in MODELS_WITH_EXPERTS else 64)
+    settings: dict[str, Any] = {"vocab_size": VOCABULARY, "initializer_range": 0.2, "pad_token_id": None}
+    settings |= {"bos_token_id": 0, "eos_token_id": 0}
+    if name == "gpt2":
+        settings |= {"n_embd": hidden, "n_inner": ffn, "n_layer": layers, "n_head": heads, "n_positions": CONTEXT}
+        settings |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    else:
+        settings |= {
+            "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads,
+            "max_position_embeddings": CONTEXT,
+        }  # fmt: skip
+    if name not in _UNGROUPED:
+        settings |= {"num_key_value_heads": kv_heads or max(1, heads // 2), "head_dim": HEAD_DIM}
+    if name == "mixtral":
+        settings |= {"num_local_experts": EXPERTS, "num_experts_per_tok": 2}
+    if name == "qwen3_moe":
+        settings |= {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": ffn}
+    if tied is not None:
+        settings["tie_word_embeddings"] = tied
+    # A copy: config classes fill in what they are given.
+    settings = deepcopy(settings | _MORE.get(name, {}) | more)
+    config = AutoConfig.for_model(_MODEL_TYPES.get(name, name), **settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config).float().eval()
+        _shake(model)
+    return model
+
+
+def save_genuine(folder: Path, name: str, **changes: Any) -> PreTrainedModel:
+    """Write a model of a family and a tokenizer as a hub folder; give back the model."""
+    model = genuine(name, **changes)
+    model.save_pretrained(folder)
+    new_tokenizer().save_pretrained(folder)
+    return model
+
+
+@torch.no_grad()
+def _shake(model: nn.Module) -> None:
+    """Move norms away from one and biases away from zero: what is lost or misplaced then shows in the outputs."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            parameter.normal_(0.0, 0.1)
+        elif parameter.ndim == 1:
+            offset = 1.0 if "Gemma" in type(model).__name__ else 0.0
+            parameter.uniform_(0.5 - offset, 1.5 - offset)
