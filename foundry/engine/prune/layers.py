@@ -4,7 +4,7 @@ A layer needs more than the stream: masks, rotary angles, what its layer type as
 on the way to the layer, so it is asked to go there while its other layers let everything pass.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,22 +49,34 @@ class Layers:
         raise AssertionError("the model has not called its layer")
 
     @contextmanager
+    def only(self, kept: Collection[int]) -> Iterator[None]:
+        """Within this, the whole model runs as if it had no other layers than these."""
+        skipped = [module for number, module in enumerate(self._layers) if number not in kept]
+        for module in skipped:
+            module.forward = _let_pass
+        try:
+            yield
+        finally:
+            for module in skipped:
+                del module.forward
+
+    @contextmanager
     def _passing(self, layer: int) -> Iterator[None]:
         def stop(*args: Any, **kwargs: Any) -> None:
             raise _Reached(args, kwargs)
 
-        def let_pass(stream: Tensor, *_: Any, **__: Any) -> Tensor:
-            return stream
+        reached = self._layers[layer]
+        with self.only(range(layer, len(self._layers))):
+            reached.forward = stop
+            try:
+                yield
+            finally:
+                del reached.forward
 
-        # An attribute of the instance hides the class's forward until it is deleted.
-        for module in self._layers[:layer]:
-            module.forward = let_pass
-        self._layers[layer].forward = stop
-        try:
-            yield
-        finally:
-            for module in self._layers[: layer + 1]:
-                del module.forward
+
+def _let_pass(stream: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Stands in for a layer's forward: an attribute of the instance hides the class's until it is deleted."""
+    return stream
 
 
 class _Reached(Exception):

@@ -10,10 +10,14 @@ from foundry.spec.variant import PrunePlan
 
 
 def make_plan(
-    family: Family, teacher: Shape, shape: Shape, statistics: Statistics, repair: tuple[Repair, ...], target: str
-) -> PrunePlan:
-    """Keep the highest-scoring indices of every axis; heads are ranked inside their KV group."""
-    layers = best(statistics.distance_L, shape.layers)
+    family: Family, teacher: Shape, shape: Shape, statistics: Statistics, repair: tuple[Repair, ...], target: str,
+    layers: tuple[int, ...] | None = None,
+) -> PrunePlan:  # fmt: skip
+    """Keep the highest-scoring indices of every axis; heads are ranked inside their KV group.
+
+    `layers` are those to keep where something better than their distance has chosen them.
+    """
+    layers = layers or best(statistics.distance_L, shape.layers)
     rotated = "rotate" in repair and shape.hidden < teacher.hidden
     hidden = tuple(range(shape.hidden)) if rotated else best(statistics.hidden_score_H, shape.hidden)
     found = [statistics.layers[layer] for layer in layers]

@@ -15,10 +15,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from foundry.engine.context import RunContext, Stopped
 from foundry.engine.prune import repair
 from foundry.engine.prune.calibrate import Channels, Statistics, Stream
 from foundry.engine.prune.plan import kept_rows
 from foundry.engine.tensors import write_tensors
+from foundry.errors import DamagedCheckpoint
 from foundry.intake.checkpoint import Checkpoint
 from foundry.spec.family import NORMS, READERS, WRITERS, Role, Weight
 from foundry.spec.family import Tensor as TensorPlace
@@ -39,6 +41,19 @@ class Reader:
     def __call__(self, name: str) -> Tensor:
         value: Tensor = self._open[self._checkpoint.tensors[name].file].get_tensor(name)  # type: ignore[no-untyped-call]
         return value.to(self._device)
+
+
+def check_finite(checkpoint: Checkpoint, context: RunContext) -> None:
+    """Read every weight once, before any long work; raise `DamagedCheckpoint` for one that is not a number."""
+    read = Reader(checkpoint, context.device)
+    for name in checkpoint.tensors:
+        if context.should_stop():
+            raise Stopped
+        if not torch.isfinite(read(name)).all():
+            raise DamagedCheckpoint(
+                f"tensor {name!r} holds numbers that are infinite or not numbers; copy or train the checkpoint again",
+                pointer="/teacher",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

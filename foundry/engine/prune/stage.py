@@ -15,10 +15,11 @@ from foundry.engine.corpus import Corpus, Packed, pack
 from foundry.engine.evaluate.compare import compare
 from foundry.engine.models import attention_of, copy_tokenizer, load_model, load_tokenizer, local_folder, save_model
 from foundry.engine.prune.calibrate import bytes_needed, calibrate
-from foundry.engine.prune.choose import choose_shape
+from foundry.engine.prune.choose import choose_layers, choose_shape
+from foundry.engine.prune.layers import Layers
 from foundry.engine.prune.local import repair_locally
 from foundry.engine.prune.plan import make_plan
-from foundry.engine.prune.slicer import Slicer, write_sharded
+from foundry.engine.prune.slicer import Slicer, check_finite, write_sharded
 from foundry.engine.workspace import Workspace, new_folder, write_json
 from foundry.errors import InvalidData, OutOfMemory
 from foundry.intake.checkpoint import Checkpoint, context_limit, open_checkpoint
@@ -45,6 +46,7 @@ def prune(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         b.target: shapes_within(checkpoint.family, checkpoint.shape, b, spec.prune.axes, checkpoint.present)
         for b in pending
     }
+    check_finite(checkpoint, context)
     calibrated: _Calibrated | None = None
     for budget in pending:
         if shapes[budget.target] == [checkpoint.shape]:
@@ -67,6 +69,7 @@ class _Calibrated:
 
     def __init__(self, spec: JobSpec, workspace: Workspace, checkpoint: Checkpoint, context: RunContext) -> None:
         self.spec, self.checkpoint, self.context = spec, checkpoint, context
+        self._layers_of: dict[int, tuple[int, ...]] = {}
         _refuse_if_too_large(checkpoint, context)
         self.calibration, self.choice = _texts(spec, workspace, checkpoint)
         self.teacher = load_model(checkpoint.folder, dtype=context.dtype, device=context.device)
@@ -120,7 +123,24 @@ class _Calibrated:
     def _planned(self, shape: Shape, without: Repair | None = None) -> PrunePlan:
         checkpoint = self.checkpoint
         repairs = tuple(repair for repair in self.spec.prune.repair if repair != without)
-        return make_plan(checkpoint.family, checkpoint.shape, shape, self.statistics, repairs, "candidate")
+        layers = self._kept_layers(shape.layers)
+        return make_plan(checkpoint.family, checkpoint.shape, shape, self.statistics, repairs, "candidate", layers)
+
+    def _kept_layers(self, count: int) -> tuple[int, ...]:
+        """The layers with which alone the teacher predicts best; looked for once for each number of layers."""
+        if count == self.checkpoint.shape.layers:
+            return tuple(range(count))
+        if count not in self._layers_of:
+            layers = Layers(self.teacher, self.checkpoint.family, self.checkpoint.shape.layers)
+
+            def loss(kept: tuple[int, ...]) -> float:
+                if self.context.should_stop():
+                    raise Stopped
+                with layers.only(kept):
+                    return compare(self.teacher, None, self.choice, self.context).held_out_loss
+
+            self._layers_of[count], _ = choose_layers(self.statistics.distance_L.tolist(), count, loss)
+        return self._layers_of[count]
 
     def _kl(self, plan: PrunePlan) -> float:
         if self.context.should_stop():

@@ -1,5 +1,7 @@
 """What must hold for every family: laws of slicing and repair, on genuine tiny models of transformers' own classes."""
 
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,14 @@ from foundry.engine.context import RunContext
 from foundry.engine.corpus import Packed
 from foundry.engine.models import load_model, save_model
 from foundry.engine.prune.calibrate import Statistics, calibrate
+from foundry.engine.prune.choose import choose_layers
 from foundry.engine.prune.layers import Layers
 from foundry.engine.prune.local import repair_locally
 from foundry.engine.prune.plan import make_plan
-from foundry.engine.prune.slicer import Slicer, write_sharded
+from foundry.engine.prune.slicer import Slicer, check_finite, write_sharded
 from foundry.engine.prune.stage import student_config, student_in_memory
 from foundry.engine.workspace import write_json
+from foundry.errors import DamagedCheckpoint
 from foundry.intake.checkpoint import Checkpoint, open_checkpoint
 from foundry.spec.family import families
 from foundry.spec.stages import Repair
@@ -142,41 +146,25 @@ def test_sliced_equals_skipped_when_layers(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS_WITH_EXPERTS)
 def test_sliced_equals_never_chosen_when_experts(tmp_path: Path, name: str) -> None:
-    """Experts that the router cannot choose may go without a trace."""
     cut = _made(tmp_path, name)
     student, plan = cut.student({"experts": 3}), cut.plan({"experts": 3})
     for layer in range(2):
-        (lost,) = set(range(4)) - set(plan.experts[layer])
         router = cut.teacher.get_submodule(f"model.layers.{layer}.mlp.gate")
-        router.register_forward_pre_hook(_without(lost))
+        router.forward = _choosing_among(router, torch.tensor(plan.experts[layer]))
     torch.testing.assert_close(logits(student), logits(cut.teacher), rtol=1e-4, atol=1e-4)
 
 
-def _without(expert: int) -> object:
-    """Moves the router's row of an expert below all others before each use."""
+def _choosing_among(router: torch.nn.Module, kept: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """The router's own rule on the rows of some experts, which it calls by their old numbers."""
+    smaller = deepcopy(router)
+    smaller.weight = torch.nn.Parameter(router.weight[kept])
+    smaller.num_experts = len(kept)
 
-    def hook(router: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-        x_TH = args[0].reshape(-1, args[0].shape[-1])
-        worst = torch.nn.functional.linear(x_TH, router.weight.data).min() - 100.0
-        # One row cannot be low for every token: solve for one that is, which 128 tokens in 32 dimensions do not allow;
-        # so the function is wrapped instead.
-        original = torch.nn.functional.linear
+    def forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scores, weights, chosen = smaller(x)
+        return scores, weights, kept[chosen]
 
-        def low(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-            out = original(x, weight, bias)
-            if weight is router.weight:
-                out[:, expert] = worst
-            return out
-
-        torch.nn.functional.linear = low
-        handle = router.register_forward_hook(lambda *_: _restore(original))
-        del handle
-
-    return hook
-
-
-def _restore(original: object) -> None:
-    torch.nn.functional.linear = original  # type: ignore[assignment]
+    return forward
 
 
 @EVERY
@@ -311,3 +299,21 @@ def test_local_repair_brings_every_layer_nearer_and_is_written_as_a_plain_checkp
     open_checkpoint(tmp_path / "repaired")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "repaired", dtype=torch.float32)
     assert torch.equal(logits(again), logits(student))
+
+
+def test_layers_are_chosen_by_the_loss_without_the_others() -> None:
+    """A block that distances would not pick, and single layers that they would: the loss decides."""
+
+    def loss(kept: tuple[int, ...]) -> float:
+        return {(0, 3): 1.0, (0, 2): 2.0}.get(kept, 3.0)
+
+    assert choose_layers([0.9, 0.1, 0.8, 0.2], 2, loss) == ((0, 3), 1.0)
+    assert choose_layers([0.9, 0.1, 0.8, 0.2], 2, lambda kept: float(kept != (0, 2))) == ((0, 2), 0.0)
+
+
+def test_weights_that_are_no_numbers_are_refused_before_any_work(tmp_path: Path) -> None:
+    model = save_genuine(tmp_path, "llama")
+    model.lm_head.weight.data[7, 3] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(DamagedCheckpoint, match=r"lm_head\.weight.*not numbers"):
+        check_finite(open_checkpoint(tmp_path), CONTEXT)
