@@ -133,6 +133,9 @@ def save_model(model: PreTrainedModel, like: Path, folder: Path, dtype: torch.dt
     left out. The folder appears under its name only when complete.
     """
     weights = {name: tensor.detach().to(dtype).cpu() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        for name in tuple(model._tied_weights_keys or ()):  # names of matrices that are another's
+            weights.pop(name, None)
     config = read_json(like / "config.json")
     spellings = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
     with new_folder(folder) as aside:

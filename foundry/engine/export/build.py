@@ -24,7 +24,7 @@ from foundry.engine.hardware import hardware_name
 from foundry.engine.models import load_model
 from foundry.engine.workspace import Workspace
 from foundry.errors import ExportFailed
-from foundry.intake.checkpoint import Checkpoint, open_checkpoint
+from foundry.intake.checkpoint import Checkpoint, context_limit, open_checkpoint
 from foundry.spec.formats import parse_format
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
@@ -86,7 +86,7 @@ class Build:
 
     def _examine_master(self, master: Checkpoint) -> tuple[Exam, Answers]:
         """What plain transformers says about the folder; it must be what the student said before it was saved."""
-        context_tokens = min(self.budget.context_tokens, int(master.config["max_position_embeddings"]))
+        context_tokens = min(self.budget.context_tokens, context_limit(master.config) or self.budget.context_tokens)
         exam = make_exam(self.spec, self.corpus, self.tokenizer, context_tokens)
         questions = replace(
             exam.questions, model=str(master.folder), device=str(self.context.device), threads=torch.get_num_threads()
@@ -107,7 +107,9 @@ class Build:
         for text, ids in zip(exam.questions.texts, reference.token_ids, strict=True):
             if self.tokenizer(text)["input_ids"] != ids:
                 raise ExportFailed(f"the saved tokenizer cuts {text!r:.60} differently; this tokenizer cannot be saved")
-        model = load_model(self.student.folder, dtype=shipped_dtype(self.student), device=self.context.device).float()
+        model = load_model(self.student.folder, dtype=torch.float32, device=self.context.device)
+        for parameter in model.parameters():  # the weights alone: Gemma keeps a factor beside them, which is not shipped
+            parameter.data = parameter.data.to(shipped_dtype(self.student)).float()
         losses, _ = plain.score(model, exam.questions.passages[0])
         if (worst := float(np.abs(np.subtract(losses, reference.losses[0])).max())) > _SAME_LOSS_NATS:
             raise ExportFailed(f"the saved model answers differently from the one in memory, by {worst:.4f} nats")

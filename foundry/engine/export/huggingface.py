@@ -22,7 +22,10 @@ _GENERATION_KEYS = (
     "bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k", "min_p",
     "repetition_penalty", "max_new_tokens", "max_length",
 )  # fmt: skip
-_ALWAYS_SAID = ("hidden_act", "max_position_embeddings", "rms_norm_eps")
+_ALWAYS_SAID = (
+    "hidden_act", "hidden_activation", "activation_function", "max_position_embeddings", "rms_norm_eps", "norm_epsilon",
+    "layer_norm_eps", "layer_norm_epsilon",
+)  # fmt: skip
 """What transformers would assume where the config is silent is written down: other runtimes assume other things."""
 _TOKENIZER_KEYS = (
     "bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token", "model_max_length",
@@ -55,7 +58,8 @@ def _config(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
     name = str(dtype).removeprefix("torch.")
     config = checkpoint.family.config_for(checkpoint.config, checkpoint.shape) | {"dtype": name, "torch_dtype": name}
     assumed = AutoConfig.for_model(**deepcopy(config))  # it writes into the rope settings
-    return {key: getattr(assumed, key) for key in _ALWAYS_SAID} | config
+    said = [key for key in _ALWAYS_SAID if key in checkpoint.family.config_keep and hasattr(assumed, key)]
+    return {key: getattr(assumed, key) for key in said} | config
 
 
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
