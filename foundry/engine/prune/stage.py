@@ -34,6 +34,8 @@ from foundry.spec.variant import Candidate, PrunePlan
 _SEQUENCE_TOKENS = 4096
 _CHOICE_TOKENS = 8192
 """Text on which shapes are compared; calibration does not read it."""
+_DEPTH_TOKENS = 2048
+"""The part of it on which sets of layers are compared: there are many, and they differ by much."""
 _FEWEST_TOKENS = 1024
 
 
@@ -71,7 +73,7 @@ class _Calibrated:
         self.spec, self.checkpoint, self.context = spec, checkpoint, context
         self._layers_of: dict[int, tuple[int, ...]] = {}
         _refuse_if_too_large(checkpoint, context)
-        self.calibration, self.choice = _texts(spec, workspace, checkpoint)
+        self.calibration, self.choice, self.depth_text = _texts(spec, workspace, checkpoint)
         self.teacher = load_model(checkpoint.folder, dtype=context.dtype, device=context.device)
         self.statistics = calibrate(self.teacher, checkpoint.family, checkpoint.shape, self.calibration, context)
 
@@ -137,7 +139,7 @@ class _Calibrated:
                 if self.context.should_stop():
                     raise Stopped
                 with layers.only(kept):
-                    return compare(self.teacher, None, self.choice, self.context).held_out_loss
+                    return compare(self.teacher, None, self.depth_text, self.context).held_out_loss
 
             self._layers_of[count], _ = choose_layers(self.statistics.distance_L.tolist(), count, loss)
         return self._layers_of[count]
@@ -175,8 +177,8 @@ def student_in_memory(slicer: Slicer, context: RunContext, dtype: torch.dtype | 
     return model.to(context.device).eval()
 
 
-def _texts(spec: JobSpec, workspace: Workspace, checkpoint: Checkpoint) -> tuple[Packed, Packed]:
-    """Calibration text and, from the other end of the shuffled training documents, text to compare shapes on."""
+def _texts(spec: JobSpec, workspace: Workspace, checkpoint: Checkpoint) -> tuple[Packed, Packed, Packed]:
+    """Calibration text and, from the other end of the shuffled documents, text to compare shapes and depths on."""
     tokenizer = load_tokenizer(checkpoint.folder)
     corpus = Corpus.load(Path(workspace.inputs.data), tokenizer, seed=spec.seed)
     length = min(_SEQUENCE_TOKENS, context_limit(checkpoint.config) or _SEQUENCE_TOKENS)
@@ -189,7 +191,7 @@ def _texts(spec: JobSpec, workspace: Workspace, checkpoint: Checkpoint) -> tuple
         raise InvalidData(
             f"the data has {calibration.ids_NS.numel():,} tokens; calibration needs {_FEWEST_TOKENS:,}. Add documents"
         )
-    return calibration, choice
+    return calibration, choice, pack(documents[::-1], tokenizer, length, max_tokens=_DEPTH_TOKENS)
 
 
 def _refuse_if_too_large(checkpoint: Checkpoint, context: RunContext) -> None:

@@ -185,7 +185,7 @@ def test_open_checkpoint_refuses_when_the_index_lies(tmp_path: Path, lie: str) -
     first, second = halves(sizes_of())
     weight_map = {**dict.fromkeys(first, ONE), **dict.fromkeys(second, TWO)}
     if lie == "moved":
-        weight_map["model.norm.weight"] = ONE
+        weight_map["model.norm.weight"] = TWO
     else:
         del weight_map["model.norm.weight"]
     with pytest.raises(DamagedCheckpoint, match=r"'model\.norm\.weight' is not in the file that the index names"):
