@@ -22,7 +22,7 @@ def micro_batch_rows(models: Sequence[PreTrainedModel], sequence_tokens: int, de
 
     Students run one after another, so the largest decides.
     """
-    budget = _ACTIVATIONS_SHARE * _total_bytes(device)
+    budget = _ACTIVATIONS_SHARE * total_bytes(device)
     rows = max(1, _LARGEST_MICRO_TOKENS // sequence_tokens)
     for model in models:
         row_bytes = sequence_tokens * _activation_bytes(_shape_of(model))
@@ -51,7 +51,8 @@ def _shape_of(model: PreTrainedModel) -> Shape:
     return family_of(config).shape_of(config)
 
 
-def _total_bytes(device: torch.device) -> int:
+def total_bytes(device: torch.device) -> int:
+    """Memory of the accelerator, or of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return int(psutil.virtual_memory().total)

@@ -11,6 +11,7 @@ B rows, S positions, H teacher's hidden, D student's hidden.
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import Packed
+from foundry.engine.distill.memory import total_bytes
 from foundry.engine.prune.layers import Layers
 from foundry.spec.family import Family
 from foundry.spec.lifecycle import Progress
@@ -27,6 +29,8 @@ _BATCH_TOKENS = 2048
 _RATE = 0.016
 """Peak rate of Adam times the square root of hidden: 1e-3 at hidden 256."""
 _WARMUP_STEPS = 5
+_STREAMS_SHARE = 0.2
+"""Of the memory, for the streams of all batches: the teacher's, the student's and its goals."""
 _WATCHED_SHARE = 1 / 16
 """Of the batches: a layer's new weights stay only if they are better on these, which it does not learn from."""
 
@@ -61,7 +65,10 @@ class _Run:
         self.student = Layers(student, family, plan.shape.layers)
         self.teacher = Layers(teacher, family, plan.teacher_shape.layers)
         rows = max(1, _BATCH_TOKENS // text.sequence_tokens)
-        self.inputs = [batch.model_inputs() for batch in text.batches(rows, context.device)]
+        token_bytes = torch.finfo(context.dtype).bits // 8 * (plan.teacher_shape.hidden + 2 * plan.shape.hidden)
+        fitting = int(_STREAMS_SHARE * total_bytes(context.device) / token_bytes / (rows * text.sequence_tokens))
+        batches = islice(text.batches(rows, context.device), max(2, fitting))
+        self.inputs = [batch.model_inputs() for batch in batches]
         self.watched = max(1, int(len(self.inputs) * _WATCHED_SHARE)) if len(self.inputs) > 1 else 0
         with torch.no_grad():
             self.teacher_streams = [self._held(self.teacher.stream(inputs)) for inputs in self.inputs]
