@@ -11,6 +11,7 @@ B rows, S positions, H teacher's hidden, D student's hidden.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -26,6 +27,7 @@ from foundry.spec.lifecycle import Progress
 from foundry.spec.variant import PrunePlan
 
 _BATCH_TOKENS = 2048
+_BRIEF_TOKENS = 16_384
 _RATE = 0.016
 """Peak rate of Adam times the square root of hidden: 1e-3 at hidden 256."""
 _WARMUP_STEPS = 5
@@ -52,6 +54,17 @@ def repair_locally(
         errors.append(run.repair(layer, epochs))
         context.progress(Progress(stage="prune", step=layer + 1, steps=plan.shape.layers))
     return errors
+
+
+def repair_briefly(
+    student: PreTrainedModel, teacher: PreTrainedModel, family: Family, plan: PrunePlan, axes_HD: Tensor, text: Packed,
+    context: RunContext,
+) -> None:  # fmt: skip
+    """Enough of `repair_locally` to compare shapes by; closed-form repairs alone favour cuts of hidden too much."""
+    rows = max(1, _BRIEF_TOKENS // text.sequence_tokens)
+    brief = Packed(text.ids_NS[:rows], text.positions_NS[:rows], text.targets_NS[:rows], text.bytes)
+    silent = replace(context, emit=lambda event: None)
+    repair_locally(student, teacher, family, plan, axes_HD, brief, silent, epochs=1)
 
 
 class _Run:

@@ -17,7 +17,7 @@ from foundry.engine.models import attention_of, copy_tokenizer, load_model, load
 from foundry.engine.prune.calibrate import bytes_needed, calibrate
 from foundry.engine.prune.choose import choose_layers, choose_shape
 from foundry.engine.prune.layers import Layers
-from foundry.engine.prune.local import repair_locally
+from foundry.engine.prune.local import repair_briefly, repair_locally
 from foundry.engine.prune.plan import make_plan
 from foundry.engine.prune.slicer import Slicer, check_finite, write_sharded
 from foundry.engine.workspace import Workspace, new_folder, write_json
@@ -99,7 +99,7 @@ class _Calibrated:
         shutil.rmtree(sliced)
 
     def _plan(self, shapes: list[Shape], budget: Budget) -> PrunePlan:
-        """Compare shapes by the KL of the cut after its closed-form repairs, and plan the best."""
+        """Compare shapes by the KL of the repaired cut, the local repair being a brief one, and plan the best."""
         checkpoint, family = self.checkpoint, self.checkpoint.family
         scored = choose_shape(
             shapes, checkpoint.shape, lambda shape: self._kl(self._planned(shape)), self.spec.prune.candidates
@@ -147,7 +147,15 @@ class _Calibrated:
     def _kl(self, plan: PrunePlan) -> float:
         if self.context.should_stop():
             raise Stopped
-        student = student_in_memory(self._slicer(plan), self.context)
+        slicer = self._slicer(plan)
+        if "local" in plan.repair:
+            student = student_in_memory(slicer, self.context, dtype=torch.float32)
+            repair_briefly(
+                student, self.teacher, self.checkpoint.family, plan, slicer.axes_HD, self.calibration, self.context
+            )
+            student = student.to(self.context.dtype)
+        else:
+            student = student_in_memory(slicer, self.context)
         score = compare(student, self.teacher, self.choice, self.context).kl_to_teacher
         assert score is not None
         return score
