@@ -171,6 +171,21 @@ class Only(Record):
     reason: str
 
 
+class QueryScale(Record):
+    """Where a family's config says what attention scores are divided by, and llama.cpp takes a number of its own.
+
+    llama.cpp divides by the square root of head_dim, and of hidden / heads in models of one depth. The weight that
+    makes queries is multiplied on export so that both give the same scores.
+    """
+
+    key: str
+    """Scores are divided by the square root of this setting."""
+    role: Role
+    """The last weight that queries pass through."""
+    hidden_over_heads_at: int
+    """The number of layers at which llama.cpp takes hidden / heads."""
+
+
 class Family(Record):
     """Everything the house knows about models that share weight names."""
 
@@ -178,6 +193,25 @@ class Family(Record):
     model_types: tuple[str, ...]
     """`model_type` values of config.json that this table describes."""
     gguf_architecture: str
+    """llama.cpp's name; empty where it has no architecture that computes the same."""
+    gguf_settings: Mapping[str, str] = {}
+    """Key of a GGUF file, behind the architecture -> key of config.json (`a.b` is inside a); numbers and switches."""
+    gguf_context: tuple[str, ...] = ("max_position_embeddings",)
+    """Keys of which the smallest is the context of a GGUF file. llama.cpp attends to everything where it knows no
+    sliding window: up to the window that is the same."""
+    gguf_only: tuple[Only, ...] = ()
+    """Settings whose other values llama.cpp would compute otherwise; absent means the config class's value."""
+    gguf_ropes: tuple[str, ...] = ("default", "linear", "yarn")
+    """Rope types that llama.cpp computes in this architecture and the writer knows."""
+    gguf_windows: bool = False
+    """llama.cpp reads the sliding window and after how many layers one attends to everything."""
+    gguf_window_theta: bool = False
+    """llama.cpp turns the layers with a window with a frequency of their own."""
+    gguf_layers: Mapping[str, tuple[Any, ...]] = {}
+    """Key of config.json with an entry for each layer -> what llama.cpp assumes, repeated along the layers."""
+    gguf_query: QueryScale | None = None
+    gguf_heads_fill_hidden: bool = False
+    """llama.cpp takes hidden / heads for head_dim in this architecture, whatever the file says."""
     config: Mapping[str, str]
     """Axis of `Shape` -> key of config.json."""
     absent: Mapping[str, str] = {}

@@ -108,7 +108,8 @@ class Build:
             if self.tokenizer(text)["input_ids"] != ids:
                 raise ExportFailed(f"the saved tokenizer cuts {text!r:.60} differently; this tokenizer cannot be saved")
         model = load_model(self.student.folder, dtype=torch.float32, device=self.context.device)
-        for parameter in model.parameters():  # the weights alone: Gemma keeps a factor beside them, which is not shipped
+        # The weights alone: Gemma keeps a factor beside them, which is not shipped.
+        for parameter in model.parameters():
             parameter.data = parameter.data.to(shipped_dtype(self.student)).float()
         losses, _ = plain.score(model, exam.questions.passages[0])
         if (worst := float(np.abs(np.subtract(losses, reference.losses[0])).max())) > _SAME_LOSS_NATS:

@@ -32,9 +32,9 @@ def check_formats(spec: JobSpec, workspace: Workspace, context: RunContext) -> N
     from foundry.engine.export.vocabulary import vocabulary_of
 
     folder = local_folder(workspace.inputs.teacher)
-    config, _, shape = open_config(folder)
+    config, family, shape = open_config(folder)
     try:
-        check_config(config)
+        check_config(config, family, shape)
         vocabulary_of(load_tokenizer(folder), shape.vocab)
     except ExportFailed as error:
         if "safetensors" not in spec.formats:

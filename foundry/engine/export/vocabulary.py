@@ -6,6 +6,7 @@ llama.cpp has no name for is refused with the reason.
 """
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,9 @@ _SPACE = "▁"
 _METASPACE_DIFFERENCE = (
     "where text begins with a space or follows a special token, llama.cpp puts one more space token than transformers"
 )
+_NFC_DIFFERENCE = (
+    "letters and accents that are written as two characters are joined by transformers (Unicode NFC), not by llama.cpp"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +59,15 @@ class Vocabulary:
     add_eos: bool
     add_space_prefix: bool
     chat_template: str | None
+    composes: bool = False
+    """Whether the tokenizer brings text into Unicode's normal form C, which llama.cpp does not."""
     known_difference: str = ""
     """Where llama.cpp is known to cut text otherwise than this tokenizer does."""
 
     def is_cut_otherwise(self, text: str) -> bool:
         """Whether `known_difference` is about this text."""
+        if self.composes:
+            return unicodedata.normalize("NFC", text) != text
         apart = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
         names = (token for token, kind in zip(self.tokens, self.types, strict=True) if kind in apart)
         return bool(self.known_difference) and (text.startswith(" ") or any(name in text for name in names))
@@ -115,7 +123,14 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, vocabulary_tokens: int) ->
             add_space_prefix=prefix,
             known_difference=difference,
         )
-    return replace(byte_level, pre=_pre_tokenizer(document), merges=[" ".join(pair) for pair in _merges(model)])
+    composes = [step["type"] for step in _steps(document.get("normalizer"))] == ["NFC"]
+    return replace(
+        byte_level,
+        pre=_pre_tokenizer(document),
+        merges=[" ".join(pair) for pair in _merges(model)],
+        composes=composes,
+        known_difference=_NFC_DIFFERENCE if composes else "",
+    )
 
 
 def _refused(reason: str) -> ExportFailed:
@@ -130,7 +145,7 @@ def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _pre_tokenizer(document: Mapping[str, Any]) -> str:
     """llama.cpp's name for how text is cut into words before the merges."""
-    if document.get("normalizer") is not None:
+    if any(step["type"] != "NFC" for step in _steps(document.get("normalizer"))):
         raise _refused(f"it normalises text ({_types(document['normalizer'])}), which llama.cpp does not")
     steps = _steps(document.get("pre_tokenizer"))
     kinds = [step["type"] for step in steps]
@@ -185,6 +200,8 @@ def _space_prefix(document: Mapping[str, Any]) -> tuple[bool, str]:
         elif not (step["type"] == "Replace" and step["pattern"] == {"String": " "} and step["content"] == _SPACE):
             raise _refused(f"it normalises text ({step['type']}), which llama.cpp does not")
     for step in pre_tokenizers:
+        if step["type"] == "Split" and step["pattern"] == {"String": " "} and normalizers:
+            continue  # Gemma's: it finds no space, because the normaliser has replaced them all
         if step["type"] != "Metaspace" or step.get("replacement") != _SPACE:
             raise _refused(f"byte-fallback BPE with the pre-tokenizer {step['type']}")
         if step.get("prepend_scheme", "always") != "never":

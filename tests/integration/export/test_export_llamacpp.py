@@ -78,6 +78,18 @@ def test_llamacpp_differs_from_metaspace_only_where_the_vocabulary_says_so(tmp_p
     assert all(vocabulary.is_cut_otherwise(text) for text in different)
 
 
+def test_llamacpp_differs_from_nfc_only_where_the_vocabulary_says_so(tmp_path: Path) -> None:
+    tokenizer = changed(byte_level("qwen2"), normalizer={"type": "NFC"})
+    vocabulary = vocabulary_of(tokenizer, len(tokenizer))
+    different = cut_differently(tokenizer, tmp_path)
+    assert len(different) == 1 and "e\u0301" in different[0] and vocabulary.is_cut_otherwise(different[0])
+
+
+def test_llamacpp_cuts_hard_text_as_gemmas_pre_tokenizer_does(tmp_path: Path) -> None:
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    assert cut_differently(changed(byte_fallback(prefix=False), pre_tokenizer=split), tmp_path) == []
+
+
 def cut_differently(tokenizer: PreTrainedTokenizerFast, folder: Path) -> list[str]:
     """The texts whose ids in llama.cpp are not the tokenizer's, with and without the special tokens it adds."""
     checkpoint = open_checkpoint(save(folder / "model", new_model(vocabulary=len(tokenizer)), tokenizer))

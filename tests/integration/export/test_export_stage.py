@@ -24,6 +24,7 @@ from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.record import parse
 from foundry.spec.variant import Metrics, PrunePlan
+from tests.families import save_genuine
 from tests.tiny import new_model, new_tokenizer, save, write_texts
 
 pytestmark = pytest.mark.integration
@@ -189,6 +190,31 @@ def test_formats_are_checked_before_anything_is_computed(lowercasing: tuple[Path
     both = replace(stage, spec=stage.spec.model_copy(update={"formats": ("safetensors", "gguf:f16")}))
     check_formats(both.spec, both.workspace, both.context())
     assert ["Lowercase" in event.message for event in both.said(EventType.WARNING)] == [True]
+
+
+def test_a_family_that_llamacpp_does_not_know_is_said_before_anything_is_computed(tmp_path: Path) -> None:
+    save_genuine(tmp_path / "teacher", "ministral")
+    data = write_texts(tmp_path / "text.jsonl", 100)
+    stage = prepare(tmp_path / "job", tmp_path / "teacher", data, ["safetensors", "gguf:f16"], watch=64)
+    check_formats(stage.spec, stage.workspace, stage.context())
+    (warning,) = stage.said(EventType.WARNING)
+    assert "llama.cpp has no architecture that computes what ministral does" in warning.message
+    alone = replace(stage, spec=stage.spec.model_copy(update={"formats": ("gguf:f16",)}))
+    with pytest.raises(ExportFailed, match="no architecture"):
+        check_formats(alone.spec, alone.workspace, alone.context())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3"])
+def test_stage_ships_every_format_of_another_family(name: str, tmp_path: Path) -> None:
+    save_genuine(tmp_path / "teacher", name)
+    data = write_texts(tmp_path / "text.jsonl", 100)
+    stage = prepare(
+        tmp_path / "job", tmp_path / "teacher", data, ["safetensors", "gguf:f16"], context_tokens=64, watch=48
+    )
+    stage.run()
+    manifest = check_folder(stage.variant("watch"))
+    assert manifest.failed_formats == {}
+    assert {row.model for row in manifest.metrics} == {"teacher", "safetensors", "gguf:f16"}
 
 
 def test_stage_stops_between_formats_and_leaves_no_half_variant(lowercasing: tuple[Path, Path], tmp_path: Path) -> None:

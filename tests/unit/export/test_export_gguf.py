@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
 
-from foundry.engine.export.gguf import write_gguf
+from foundry.engine.export.gguf import check_config, write_gguf
 from foundry.engine.export.vocabulary import vocabulary_of
 from foundry.engine.models import load_tokenizer
 from foundry.errors import ExportFailed
-from foundry.intake.checkpoint import Checkpoint
+from foundry.intake.checkpoint import Checkpoint, open_checkpoint
+from foundry.spec.family import families
 from foundry.spec.formats import FORMATS, gguf_type_of, parse_format, weight_bytes
+from tests.families import FAMILY_NAMES, genuine, save_genuine
+from tests.tiny import new_tokenizer
 from tests.unit.export.conftest import Make
 
 QUANTISATIONS = [form.removeprefix("gguf:") for form in FORMATS if form.startswith("gguf:")]
@@ -27,8 +31,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def write(checkpoint: Checkpoint, path: Path, quantisation: str = "f16") -> gguf.GGUFReader:
-    vocabulary = vocabulary_of(load_tokenizer(checkpoint.folder), checkpoint.shape.vocab)
+def write(
+    checkpoint: Checkpoint, path: Path, quantisation: str = "f16", tokenizer: PreTrainedTokenizerFast | None = None
+) -> gguf.GGUFReader:
+    vocabulary = vocabulary_of(tokenizer or load_tokenizer(checkpoint.folder), checkpoint.shape.vocab)
     write_gguf(checkpoint, vocabulary, path, quantisation=quantisation, name="tiny")
     return gguf.GGUFReader(path)
 
@@ -114,7 +120,10 @@ def test_gguf_names_linear_scaling(make_checkpoint: Make, tmp_path: Path) -> Non
     ("config", "reason"),
     [
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10_000.0}}, "rope scaling 'yarn'"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}},
+            "rope scaling 'dynamic'",
+        ),
     ],
     ids=["activation", "rope"],
 )
@@ -124,6 +133,76 @@ def test_gguf_refuses_what_llamacpp_would_compute_otherwise(
     with pytest.raises(ExportFailed, match=reason):
         write(make_checkpoint(**config), tmp_path / "tiny.gguf")
     assert not list(tmp_path.glob("*.gguf*")) + list(tmp_path.glob(".*gguf*"))
+
+
+S, F = "sliding_attention", "full_attention"
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "no architecture": ("ministral", {}, "no architecture that computes what ministral does"),
+    "activation": ("starcoder2", {"hidden_act": "relu"}, "hidden_act 'relu'; llama.cpp's starcoder2 knows 'gelu'"),
+    "activation under another name": ("gpt2", {"activation_function": "relu"}, "activation_function 'relu'"),
+    "biases it does not read": ("qwen3", {"attention_bias": True}, "attention_bias True"),
+    "biases it needs": ("starcoder2", {"use_bias": False}, "use_bias False"),
+    "weights of experts": ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob False"),
+    "untied": ("gemma2", {"tied": False}, "lm_head.weight has no place in llama.cpp's gemma2"),
+    "tied": ("olmo2", {"tied": True}, "tie_word_embeddings True"),
+    "scores": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
+    "cap": ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0; .* knows none"),
+    "no cap": ("gemma2", {"attn_logit_softcapping": None}, "attn_logit_softcapping is None"),
+    "windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 16}, "use_sliding_window True"),
+    "layers with a window": ("qwen3", {"layer_types": [F, S], "sliding_window": 16}, "layer_types is not .* layer 1"),
+    "layers that do not turn": ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers is not .* in layer 1"),
+    "no pattern": ("gemma3", {"layers": 4, "layer_types": [S, F, F, S]}, "layer_types is sffs"),
+    "all full": ("olmo3", {"layer_types": [F, F]}, "layer_types is ff"),
+    "heads": ("phi3", {"hidden": 48}, "4 heads of 8 do not fill a hidden size of 48"),
+    "longrope": (
+        "phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 32}, "rope scaling 'longrope'"
+    ),
+    "yarn of its own": ("llama", {"rope_parameters": {**YARN, "attention_factor": 2.0}}, "'attention_factor': 2.0"),
+    "two thetas": (
+        "olmo3", {"rope_parameters": {S: {"rope_type": "default", "rope_theta": 1e3}, F: YARN}}, "rope_theta is 1000"
+    ),
+    "scaled windows": ("gemma3", {"rope_parameters": {S: YARN, F: {"rope_type": "default"}}}, "'yarn' in layers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes", "reason"), REFUSED.values(), ids=REFUSED)
+def test_gguf_refuses_by_the_family_table(name: str, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ExportFailed, match=reason):
+        config = genuine(name, **changes).config.to_dict()
+        check_config(config, families()[name], families()[name].shape_of(config))
+
+
+WRITTEN = [name for name in FAMILY_NAMES if families()[name].gguf_architecture]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_gguf_of_every_family_has_exactly_the_planned_bytes(name: str, tmp_path: Path) -> None:
+    save_genuine(tmp_path / "model", name, norm_topk_prob=True)
+    checkpoint = open_checkpoint(tmp_path / "model")
+    path = tmp_path / "tiny.gguf"
+    for quantisation in ("f16", "q4_k_m"):
+        reader = write(checkpoint, path, quantisation, new_tokenizer())
+        form = parse_format(f"gguf:{quantisation}")
+        planned = weight_bytes(checkpoint.family, checkpoint.shape, form, checkpoint.present)
+        assert sum(int(tensor.n_bytes) for tensor in reader.tensors) == planned
+
+
+@pytest.mark.parametrize("name", ["mistral", "mixtral", "phi3", "starcoder2"])
+def test_gguf_context_ends_with_a_window_that_llamacpp_does_not_know(name: str, tmp_path: Path) -> None:
+    for window, expected in ((16, 16), (None, 64)):
+        save_genuine(tmp_path / "model", name, sliding_window=window)
+        reader = write(open_checkpoint(tmp_path / "model"), tmp_path / "tiny.gguf")
+        assert field(reader, f"{families()[name].gguf_architecture}.context_length") == expected
+
+
+def test_gguf_divides_gemmas_queries_as_its_config_says(tmp_path: Path) -> None:
+    model = save_genuine(tmp_path / "model", "gemma3", query_pre_attn_scalar=32)
+    reader = write(open_checkpoint(tmp_path / "model"), tmp_path / "tiny.gguf")
+    found = next(tensor.data for tensor in reader.tensors if tensor.name == "blk.1.attn_q_norm.weight")
+    weight = model.get_parameter("model.layers.1.self_attn.q_norm.weight").detach().numpy()
+    assert np.allclose(found, (1 + weight) / 2)  # llama.cpp divides by sqrt(8), the config by sqrt(32)
 
 
 def test_gguf_leaves_the_old_file_and_nothing_else_when_a_weight_is_not_a_number(

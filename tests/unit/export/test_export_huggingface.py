@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from foundry.engine.export.huggingface import write_huggingface
 from foundry.engine.models import load_tokenizer
 from foundry.intake.checkpoint import Checkpoint, open_checkpoint
+from tests.families import FAMILY_NAMES, genuine
 from tests.tiny import CHAT_TEMPLATE, new_tokenizer
 from tests.unit.export.conftest import Make
 
@@ -104,3 +105,12 @@ def test_huggingface_folder_holds_plain_files_alone(make_checkpoint: Make, tmp_p
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert GenerationConfig.from_pretrained(shipped).eos_token_id == 0
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_huggingface_folder_of_every_family_gives_the_same_logits(name: str, tmp_path: Path) -> None:
+    genuine(name).bfloat16().save_pretrained(tmp_path / "model")
+    checkpoint, shipped = open_checkpoint(tmp_path / "model"), tmp_path / "shipped"
+    shipped.mkdir()
+    write_huggingface(checkpoint, new_tokenizer(), shipped)
+    assert torch.equal(logits(shipped), logits(checkpoint.folder))

@@ -83,7 +83,7 @@ def test_vocabulary_finds_out_whether_bos_and_eos_are_added() -> None:
 
 
 REFUSED = {
-    "normalizer": (dict(normalizer={"type": "NFC"}), "normalises text"),
+    "normalizer": (dict(normalizer={"type": "NFKC"}), "normalises text"),
     "prefix space": (
         dict(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}),
         "add_prefix_space",
@@ -115,6 +115,18 @@ def test_vocabulary_says_where_llamacpp_prefixes_twice_what_metaspace_does_not()
     assert cut_otherwise == {"plain": False, " leading": True, "a </s> b": True}
     exact = vocabulary_of(byte_fallback(prefix=True), 600)
     assert not exact.known_difference and not exact.is_cut_otherwise(" leading")
+
+
+def test_vocabulary_says_that_llamacpp_does_not_join_letters_and_accents() -> None:
+    vocabulary = vocabulary_of(changed(byte_level("qwen2"), normalizer={"type": "NFC"}), 600)
+    assert vocabulary.pre == "qwen2" and "NFC" in vocabulary.known_difference
+    assert [vocabulary.is_cut_otherwise(text) for text in ("\u00e9", "e\u0301", " leading")] == [False, True, False]
+
+
+def test_vocabulary_takes_gemmas_split_at_spaces_that_its_normalizer_has_replaced() -> None:
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    vocabulary = vocabulary_of(changed(byte_fallback(prefix=False), pre_tokenizer=split), 600)
+    assert (vocabulary.model, vocabulary.add_space_prefix, vocabulary.known_difference) == ("llama", False, "")
 
 
 def test_vocabulary_refuses_byte_fallback_that_normalises() -> None:
