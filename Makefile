@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench bench-prune clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -35,8 +35,14 @@ check: setup
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 
-bench: setup
+bench: bench-prune
+
+bench-prune: setup $(VENV)/.bench
 	@$(BIN)/python -m benchmarks.prune $(ARGS)
+
+$(VENV)/.bench: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@touch $@
 
 clean:
 	rm -rf build $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,113 +1,202 @@
-"""Held-out loss right after the cut, with each repair alone and all together: `make bench`.
+"""Held-out loss right after the cut, before any distillation, against other ways to cut: `make bench-prune`.
 
-    python -m benchmarks.prune --teacher DIR --data FILE
+    python -m benchmarks.prune --teacher DIR --data FILE --held-out FILE
 
-Prints a Markdown table for docs/results.md. Everything is measured in one run on the same statistics and windows.
+Every method leaves (nearly) the same number of parameters outside embedding and head. One run calibrates once and
+measures everything on the same windows. It prints Markdown tables for docs/results.md, writes every figure as a JSON
+line under build/, and draws docs/plots/prune-NAME.png. Peers and plot need an extra: `pip install -e '.[bench]'`.
 """
 
 import argparse
+import json
 import platform
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-import torch
-import transformers
-
+from benchmarks.cuts import Bench, Record
 from demo.corpus import write_jsonl
-from foundry.engine.context import RunContext, choose_device
-from foundry.engine.corpus import Corpus, pack
-from foundry.engine.evaluate.compare import compare
-from foundry.engine.models import load_model, load_tokenizer
-from foundry.engine.prune.calibrate import calibrate
-from foundry.engine.prune.plan import make_plan
-from foundry.engine.prune.slicer import Slicer
-from foundry.engine.prune.stage import student_in_memory
-from foundry.intake.checkpoint import context_limit, open_checkpoint
-from foundry.intake.documents import read_documents
-from foundry.spec.family import Shape
-from foundry.spec.search import choices
-from foundry.spec.stages import Axis, Repair
+from foundry.spec.stages import Repair
 
-ALL_AXES: tuple[Axis, ...] = ("ffn", "hidden", "heads", "layers")
-METHODS: dict[str, tuple[Repair, ...]] = {
-    "plain slice (Minitron)": (),
-    "rescale": ("rescale",),
-    "refit": ("refit",),
-    "rotate": ("rotate",),
-    "refit + rescale": ("refit", "rescale"),
-    "all (default)": ("refit", "rotate", "rescale"),
+_ABLATION: dict[str, tuple[Repair, ...]] = {
+    "none": (),
+    "refit alone": ("refit",),
+    "rotate alone": ("rotate",),
+    "rescale alone": ("rescale",),
+    "all without local": ("refit", "rotate", "rescale"),
+    "refit + rotate": ("refit", "rotate"),
+    "all without rescale": ("refit", "rotate", "local"),
+    "local alone": ("local",),
+    "all without rotate": ("refit", "rescale", "local"),
+    "all without refit": ("rotate", "rescale", "local"),
 }
+_PLAIN, _OURS = "Minitron statistic, plain slice", "ours, all repairs"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, default=Path("demo/teacher"))
+    parser.add_argument("--name", help="of the teacher in the names of files; by default from its folder")
     parser.add_argument("--data", type=Path, help="JSON Lines or text; by default the standard library's text")
     parser.add_argument("--held-out", type=Path, help="measure on this file instead of the held-out part of --data")
     parser.add_argument("--calibration-tokens", type=int, default=65_536)
     parser.add_argument("--held-out-tokens", type=int, default=32_768)
+    parser.add_argument("--candidates", type=int, default=6, help="shapes that each method compares")
+    parser.add_argument("--choice-tokens", type=int, default=4096, help="text that shapes are compared on")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="shares that go")
+    parser.add_argument("--ablate-local", type=float, nargs="*", default=[0.5], help="ratios with the slow ablations")
+    parser.add_argument("--skip-ablation", action="store_true")
+    parser.add_argument("--skip-peers", action="store_true", help="leave Torch-Pruning out")
+    parser.add_argument("--show", type=Path, nargs="+", metavar="JSONL", help="measure nothing; join earlier runs")
     parser.add_argument("--seed", type=int, default=0)
-    with tempfile.TemporaryDirectory() as folder:
-        measure(parser.parse_args(), Path(folder))
+    args = parser.parse_args()
+    folder = args.teacher.resolve()
+    args.name = args.name or (folder.parent.name if folder.name == "teacher" else folder.name)
+    if args.show:
+        show(args.show, args.name)
+        return
+    with tempfile.TemporaryDirectory() as aside:
+        if args.data is None:
+            args.data = Path(aside) / "text.jsonl"
+            write_jsonl(args.data)
+        run(args)
 
 
-def measure(args: argparse.Namespace, folder: Path) -> None:
-    """Calibrate once, then cut and compare."""
-    data = args.data or folder / "text.jsonl"
-    if args.data is None:
-        write_jsonl(data)
-    device = choose_device()
-    context = RunContext(emit=lambda event: None, device=device, dtype=torch.float32, seed=args.seed)
-    checkpoint = open_checkpoint(args.teacher)
-    tokenizer = load_tokenizer(args.teacher)
-    length = min(256, context_limit(checkpoint.config) or 256)
-    corpus = Corpus.load(data, tokenizer, seed=args.seed)
-    measured_on = list(read_documents(args.held_out)) if args.held_out else corpus.held_out
-    held_out = pack(measured_on, tokenizer, length, max_tokens=args.held_out_tokens)
-    text = pack(corpus.train, tokenizer, length, max_tokens=args.calibration_tokens)
-    teacher = load_model(args.teacher, dtype=context.dtype, device=device)
-    statistics = calibrate(teacher, checkpoint.family, checkpoint.shape, text, context)
-    base = compare(teacher, None, held_out, context).held_out_loss
+def run(args: argparse.Namespace) -> None:
+    """Measure, and write each figure down as soon as it is there."""
+    started = time.monotonic()
+    bench = Bench(
+        args.teacher, args.data, args.held_out, seed=args.seed, candidates=args.candidates,
+        calibration_tokens=args.calibration_tokens, choice_tokens=args.choice_tokens,
+        held_out_tokens=args.held_out_tokens,
+    )  # fmt: skip
+    records: list[Record] = []
+    lines = Path("build") / f"prune-{args.name}.jsonl"
+    lines.parent.mkdir(exist_ok=True)
+    with lines.open("w", encoding="utf-8") as file, suppress(KeyboardInterrupt):  # and show what is there
+        for record in _measured(bench, args):
+            records.append(record)
+            seconds = time.monotonic() - started
+            more = {"whole": bench.whole, "seed": args.seed, "at_s": round(seconds, 1)}
+            file.write(json.dumps(record.as_json() | more) + "\n")
+            file.flush()
+            print(f"{seconds:6.0f} s  {record.gone:.0%}  {record.method}: {record.increase:+.3f}", flush=True)
+    print(f"\n{_heading(bench, args)}; {time.monotonic() - started:.0f} s in all\n")
+    print("\n".join(tables(records, bench.whole)))
+    plot(records, bench.whole, args.name)
 
-    def increase(shape: Shape, repairs: tuple[Repair, ...]) -> float:
-        plan = make_plan(checkpoint.family, checkpoint.shape, shape, statistics, repairs, "benchmark")
-        slicer = Slicer(checkpoint=checkpoint, plan=plan, statistics=statistics, device=device)
-        return compare(student_in_memory(slicer, context), None, held_out, context).held_out_loss - base
 
-    print(
-        f"Teacher {args.teacher}: held-out loss {base:.4f} nats on {held_out.counted_tokens:,} tokens; calibrated on "
-        f"{text.counted_tokens:,}; seed {args.seed}; {platform.machine()} {device.type}, float32, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}\n"
+def show(files: Sequence[Path], name: str) -> None:
+    """Tables and plot of what earlier runs wrote; they must be of one teacher, with one text and one seed."""
+    found = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    fields = Record.__dataclass_fields__
+    records = [Record(**{key: value for key, value in one.items() if key in fields}) for one in found]
+    print("\n".join(tables(records, found[0]["whole"])))
+    plot(records, found[0]["whole"], name)
+
+
+def _measured(bench: Bench, args: argparse.Namespace) -> Iterator[Record]:
+    for gone in args.ratios:
+        yield bench.plain(_PLAIN, gone)
+        yield bench.ours(_OURS, gone)
+        yield bench.magnitude("weight magnitude", gone)
+        yield bench.random("random indices, mean of 3", gone)
+        yield from bench.layer_drop("whole layers (ShortGPT distance)", gone)
+    if not args.skip_peers:
+        from benchmarks.peers import TorchPruning
+
+        peer = TorchPruning(bench)
+        for gone in args.ratios:
+            yield from peer.measured(gone)
+    if args.skip_ablation:
+        return
+    for name, repairs in _ABLATION.items():
+        for gone in args.ablate_local if "local" in repairs else args.ratios:
+            yield bench.ablation(name, gone, repairs)
+
+
+def tables(records: Sequence[Record], whole: int) -> Iterator[str]:
+    """All methods, then the repairs one by one at the shapes of all repairs together."""
+    plain = {record.gone: record.increase for record in records if record.method == _PLAIN}
+    yield "| gone | method | shape | parameters without embedding | kept | increase, nats | of plain Minitron |"
+    yield "|---|---|---|---|---|---|---|"
+    methods = [record for record in records if record.ablation is None]
+    for gone in plain:
+        for r in sorted((r for r in methods if r.gone == gone), key=lambda r: r.increase):
+            yield (
+                f"| {gone:.0%} | {r.method} | {r.shape} | {r.parameters:,} | {r.parameters / whole:.1%} | "
+                f"{r.increase:.3f} | {r.increase / plain[gone]:.2f} |"
+            )
+    ablation: dict[str, dict[float, float]] = {}
+    for record in records:
+        if record.ablation is not None:
+            ablation.setdefault(record.ablation, {})[record.gone] = record.increase
+    if not ablation:
+        return
+    ablation["all"] = {record.gone: record.increase for record in records if record.method == _OURS}
+    yield ""
+    yield "| repairs | " + " | ".join(f"{gone:.0%} gone" for gone in plain) + " |"
+    yield "|---" * (1 + len(plain)) + "|"
+    for name, found in ablation.items():
+        yield f"| {name} | " + " | ".join(f"{found[gone]:.3f}" if gone in found else "" for gone in plain) + " |"
+
+
+def _heading(bench: Bench, args: argparse.Namespace) -> str:
+    return (
+        f"{args.name}: held-out loss {bench.base:.4f} nats on {bench.held_out.counted_tokens:,} tokens; "
+        f"{bench.whole:,} parameters without embedding; calibrated on {bench.text.counted_tokens:,} tokens; "
+        f"{bench.candidates} shapes compared on {bench.choice.counted_tokens:,}; local repair {bench.epochs} epochs; "
+        f"seed {args.seed}; {platform.machine()} {bench.context.device.type}, float32, Python "
+        f"{platform.python_version()}, " + ", ".join(_versions("torch", "transformers", "torch-pruning"))
     )
-    print("| cut | parameters | " + " | ".join(METHODS) + " |")
-    print("|---" * (2 + len(METHODS)) + "|")
-    for name, shape in cuts(checkpoint.shape).items():
-        cells = [f"{increase(shape, repairs):.3f}" for repairs in METHODS.values()]
-        parameters = checkpoint.family.parameter_count(shape, checkpoint.present)
-        print(f"| {name} | {parameters:,} | " + " | ".join(cells) + " |", flush=True)
 
 
-def cuts(teacher: Shape) -> dict[str, Shape]:
-    """One axis at a time, then two together, on the grid that the planner uses."""
+def _versions(*names: str) -> Iterator[str]:
+    for name in names:
+        try:
+            yield f"{name} {version(name)}"
+        except PackageNotFoundError:
+            yield f"no {name}"
 
-    def share(axis: str, kept: float) -> int:
-        lengths = [n for n in choices(teacher, ALL_AXES)[axis] if axis != "hidden" or n % teacher.heads == 0]
-        return min(lengths, key=lambda n: abs(n - kept * getattr(teacher, axis)))
 
-    half_ffn, most, half = share("ffn", 0.5), share("hidden", 0.75), share("hidden", 0.5)
-    changes: dict[str, dict[str, int]] = {
-        f"ffn {half_ffn}": {"ffn": half_ffn},
-        f"hidden {most}": {"hidden": most},
-        f"hidden {half}": {"hidden": half},
-        f"heads {share('heads', 0.5)}": {"heads": share("heads", 0.5)},
-        f"layers {teacher.layers - 1}": {"layers": teacher.layers - 1},
-        f"ffn {half_ffn} and hidden {most}": {"ffn": half_ffn, "hidden": most},
-    }
-    return {
-        name: teacher.model_copy(update=change)
-        for name, change in changes.items()
-        if teacher.model_copy(update=change) != teacher
-    }
+def plot(records: Sequence[Record], whole: int, name: str) -> None:
+    try:
+        import matplotlib
+    except ImportError:
+        print("\nno plot: matplotlib is not installed")
+        return
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
+
+    lines: dict[str, list[Record]] = {}
+    for record in records:
+        if record.ablation is None or record.ablation == "all without local":
+            lines.setdefault(record.method, []).append(record)
+    figure, axes = pyplot.subplots(figsize=(9.2, 4.6))
+    for number, (method, found) in enumerate(sorted(lines.items(), key=lambda item: item[1][-1].increase)):
+        style: dict[str, Any] = {"linewidth": 2.6, "color": "black"} if method == _OURS else {"linewidth": 1.4}
+        kept = [record.parameters / whole for record in found]
+        axes.plot(kept, [r.increase for r in found], marker="osD^vPX*<>"[number % 10], label=method, **style)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(FixedLocator([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.invert_xaxis()
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("parameters kept, without embedding")
+    axes.set_ylabel("increase of the held-out loss, nats per token")
+    axes.set_title(f"Right after the cut, no distillation ({name})")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
+    target = Path("docs/plots") / f"prune-{name}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=100, bbox_inches="tight")
+    print(f"\n{target}: {target.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
