@@ -179,7 +179,7 @@ def _spec(args: argparse.Namespace, dataset_id: str) -> dict[str, Any]:
         "teacher": teacher,
         "data": dataset_id,
         "targets": targets,
-        "prune": {"calibration_tokens": 65_536, "candidates": 6},
+        "prune": {"calibration_tokens": 32_768, "candidates": 4, "local_epochs": 2},
         "distill": {"tokens": int(args.tokens), "sequence_tokens": 256, "batch_tokens": 2048, "checkpoint_steps": 25},
         "evaluate": {"tokens": 32_768},
         "formats": ["safetensors", "gguf:f16", "gguf:q4_k_m"],

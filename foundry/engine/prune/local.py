@@ -27,7 +27,7 @@ from foundry.spec.lifecycle import Progress
 from foundry.spec.variant import PrunePlan
 
 _BATCH_TOKENS = 2048
-_BRIEF_TOKENS = 16_384
+_BRIEF_TOKENS = 8192
 _RATE = 0.016
 """Peak rate of Adam times the square root of hidden: 1e-3 at hidden 256."""
 _WARMUP_STEPS = 5
