@@ -3,10 +3,12 @@
 Letters of shapes: H hidden, F ffn channels, A heads x head_dim, L layers.
 """
 
+import shutil
 import statistics as arithmetic
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -19,12 +21,13 @@ from foundry.engine.context import RunContext, choose_device
 from foundry.engine.corpus import Corpus, pack
 from foundry.engine.evaluate.compare import compare
 from foundry.engine.models import load_model, load_tokenizer
-from foundry.engine.prune.calibrate import Statistics, calibrate
 from foundry.engine.prune.choose import choose_shape
-from foundry.engine.prune.local import repair_briefly, repair_locally
+from foundry.engine.prune.cutting import Cutting
 from foundry.engine.prune.plan import make_plan
-from foundry.engine.prune.slicer import Reader, Slicer
-from foundry.engine.prune.stage import student_in_memory
+from foundry.engine.prune.statistics import Statistics
+from foundry.engine.prune.texts import Texts
+from foundry.engine.tensors import Reader, write_sharded
+from foundry.engine.workspace import write_json
 from foundry.intake.checkpoint import context_limit, open_checkpoint
 from foundry.intake.documents import read_documents
 from foundry.spec.family import Shape
@@ -61,28 +64,30 @@ class Bench:
 
     def __init__(
         self, teacher: Path, data: Path, held_out: Path | None, *, seed: int, candidates: int,
-        calibration_tokens: int, choice_tokens: int, held_out_tokens: int,
+        calibration_tokens: int, choice_tokens: int, held_out_tokens: int, scratch: Path,
     ) -> None:  # fmt: skip
         device = choose_device()
         self.context = RunContext(emit=lambda event: None, device=device, dtype=torch.float32, seed=seed)
         self.checkpoint = open_checkpoint(teacher)
         self.family, self.shape = self.checkpoint.family, self.checkpoint.shape
-        self.candidates, self.epochs = candidates, DEFAULTS.local_epochs
+        self.candidates = candidates
         tokenizer = load_tokenizer(teacher)
         length = min(256, context_limit(self.checkpoint.config) or 256)
         corpus = Corpus.load(data, tokenizer, seed=seed)
         measured_on = list(read_documents(held_out)) if held_out else corpus.held_out
         self.held_out = pack(measured_on, tokenizer, length, max_tokens=held_out_tokens)
-        self.text = pack(corpus.train, tokenizer, length, max_tokens=calibration_tokens)
+        text = pack(corpus.train, tokenizer, length, max_tokens=calibration_tokens)
         self.choice = pack(corpus.train[::-1], tokenizer, length, max_tokens=choice_tokens)
         self.teacher = load_model(teacher, dtype=torch.float32, device=device)
-        self.statistics = calibrate(self.teacher, self.family, self.shape, self.text, self.context)
+        self.text, self._scratch, self._cuts = text, scratch, count()
+        self.cutting = Cutting(self.checkpoint, Texts.of(text, self.choice), DEFAULTS, scratch, self.context)
+        self.statistics = self.cutting.statistics
         self.base = self.loss(self.teacher)
-        self.whole = self.count(self.shape)
+        self.whole = self.size(self.shape)
         self._ours: dict[float, Shape] = {}
         self._plain: dict[float, Shape] = {}
 
-    def count(self, shape: Shape) -> int:
+    def size(self, shape: Shape) -> int:
         """Parameters outside embedding and head: those of the same model with no vocabulary."""
         return self.family.parameter_count(shape.model_copy(update={"vocab": 0}), self.checkpoint.present)
 
@@ -104,28 +109,28 @@ class Bench:
         limit = Budget(target="bench", format="safetensors", context_tokens=1, max_params=self.budget(gone))
         found = shapes_within(self.family, bare, limit, DEFAULTS.axes, self.checkpoint.present)
         found = [shape.model_copy(update={"vocab": self.shape.vocab}) for shape in found]
-        return [shape for shape in found if self.count(shape) >= (1 - _EQUAL) * self.budget(gone)]
+        return [shape for shape in found if self.size(shape) >= (1 - _EQUAL) * self.budget(gone)]
 
     def choose(self, shapes: Sequence[Shape], build: Callable[[Shape], PreTrainedModel], limit: int = 0) -> Shape:
         """As the prune stage chooses: by the KL of some candidates."""
         scored = choose_shape(shapes, self.shape, lambda shape: self.kl(build(shape)), limit or self.candidates)
         return scored[0][0]
 
-    def cut(
-        self, shape: Shape, repairs: tuple[Repair, ...], scores: Statistics | None = None, *, brief: bool = False
-    ) -> PreTrainedModel:
+    def cut(self, shape: Shape, repairs: tuple[Repair, ...], scores: Statistics | None = None) -> PreTrainedModel:
         """The student by these scores (the calibration's by default) after these repairs."""
-        plan = make_plan(self.family, self.shape, shape, scores or self.statistics, repairs, "bench")
-        slicer = Slicer(
-            checkpoint=self.checkpoint, plan=plan, statistics=self.statistics, device=self.context.device
-        )  # fmt: skip
-        student = student_in_memory(slicer, self.context)
+        name = f"cut-{next(self._cuts)}"
+        # Only ours looks for the layers by their loss; the others take those of the highest scores.
+        layers = self.cutting.plan(shape).layers if "local" in repairs and scores is None else None
+        plan = make_plan(self.family, self.shape, shape, scores or self.statistics, repairs, name, layers)
+        slicer, folder = self.cutting.slicer(plan), self._scratch / name
+        folder.mkdir()
+        write_json(folder / "config.json", slicer.config())
         if "local" in repairs:
-            models = (student, self.teacher, self.family, plan, slicer.axes_HD, self.text, self.context)
-            if brief:
-                repair_briefly(*models)
-            else:
-                repair_locally(*models, epochs=self.epochs)
+            self.cutting.grow(plan, folder)
+        else:
+            write_sharded(slicer.tensors(), slicer.entries(), folder)
+        student = load_model(folder, dtype=torch.float32, device=self.context.device)
+        shutil.rmtree(folder)
         return student
 
     def record(
@@ -133,7 +138,7 @@ class Bench:
     ) -> Record:  # fmt: skip
         said = f"{shape.layers} layers, hidden {shape.hidden}, ffn {shape.ffn}, heads {shape.heads}"
         return Record(
-            method=method, gone=gone, shape=said, parameters=self.count(shape), increase=increase, ablation=ablation
+            method=method, gone=gone, shape=said, parameters=self.size(shape), increase=increase, ablation=ablation
         )
 
     def plain(self, method: str, gone: float) -> Record:
@@ -148,7 +153,10 @@ class Bench:
         return self.record(method, gone, shape, self.loss(self.cut(shape, ())) - self.base)
 
     def ours(self, method: str, gone: float) -> Record:
-        self._ours[gone] = shape = self.choose(self.shapes(gone), lambda shape: self.cut(shape, ALL, brief=True))
+        scored = choose_shape(
+            self.shapes(gone), self.shape, lambda shape: self.cutting.score(shape, said=method), self.candidates
+        )
+        self._ours[gone] = shape = scored[0][0]
         return self.record(method, gone, shape, self.loss(self.cut(shape, ALL)) - self.base)
 
     def ablation(self, name: str, gone: float, repairs: tuple[Repair, ...]) -> Record:
@@ -173,7 +181,7 @@ class Bench:
         """Nothing where no number of layers comes near the ratio."""
         layers = max(1, round(self.shape.layers * (1 - gone)))
         shape = self.shape.model_copy(update={"layers": layers})
-        if abs(self.count(shape) / self.whole - (1 - gone)) <= _EQUAL:
+        if abs(self.size(shape) / self.whole - (1 - gone)) <= _EQUAL:
             yield self.record(method, gone, shape, self.loss(self.cut(shape, ())) - self.base)
 
     @cached_property

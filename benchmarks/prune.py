@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cuts import Bench, Record
+from benchmarks.cuts import DEFAULTS, Bench, Record
 from demo.corpus import write_jsonl
 from foundry.spec.stages import Repair
 
@@ -63,16 +63,16 @@ def main() -> None:
         if args.data is None:
             args.data = Path(aside) / "text.jsonl"
             write_jsonl(args.data)
-        run(args)
+        run(args, Path(aside))
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, scratch: Path) -> None:
     """Measure, and write each figure down as soon as it is there."""
     started = time.monotonic()
     bench = Bench(
         args.teacher, args.data, args.held_out, seed=args.seed, candidates=args.candidates,
         calibration_tokens=args.calibration_tokens, choice_tokens=args.choice_tokens,
-        held_out_tokens=args.held_out_tokens,
+        held_out_tokens=args.held_out_tokens, scratch=scratch / "scratch",
     )  # fmt: skip
     records: list[Record] = []
     lines = Path("build") / f"prune-{args.name}.jsonl"
@@ -149,7 +149,7 @@ def _heading(bench: Bench, args: argparse.Namespace) -> str:
     return (
         f"{args.name}: held-out loss {bench.base:.4f} nats on {bench.held_out.counted_tokens:,} tokens; "
         f"{bench.whole:,} parameters without embedding; calibrated on {bench.text.counted_tokens:,} tokens; "
-        f"{bench.candidates} shapes compared on {bench.choice.counted_tokens:,}; local repair {bench.epochs} epochs; "
+        f"{bench.candidates} shapes compared on {bench.choice.counted_tokens:,}; local repair {DEFAULTS.local_epochs} epochs; "
         f"seed {args.seed}; {platform.machine()} {bench.context.device.type}, float32, Python "
         f"{platform.python_version()}, " + ", ".join(_versions("torch", "transformers", "torch-pruning"))
     )

@@ -63,12 +63,14 @@ def chunk_tokens(vocabulary: int, device: torch.device) -> int:
 
 
 def trunk_hidden(trunk: nn.Module, inputs: dict[str, object], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What the head reads [B, S, H]; products run in `dtype` even where weights are held in float32.
-
-    Granite divides its logits by `logits_scaling`; dividing what the head reads is the same.
-    """
+    """What the head reads [B, S, H]; products run in `dtype` even where weights are held in float32."""
     held_wider = dtype != torch.float32 and any(p.dtype == torch.float32 for p in trunk.parameters())
     with torch.autocast(device.type, dtype, enabled=held_wider):
         hidden_BSH: Tensor = trunk(**inputs).last_hidden_state
+    return scaled_for_head(hidden_BSH, trunk)
+
+
+def scaled_for_head(hidden_BSH: Tensor, trunk: nn.Module) -> Tensor:
+    """Granite divides its logits by `logits_scaling`; dividing what the head reads is the same."""
     scaling = getattr(trunk.config, "logits_scaling", None)
     return hidden_BSH / scaling if scaling else hidden_BSH

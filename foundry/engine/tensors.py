@@ -1,16 +1,66 @@
-"""Tensors to disk as safetensors, with a full disk told apart from a broken one."""
+"""A checkpoint's tensors from and to safetensors, one at a time; a full disk is told apart from a broken one."""
 
-from collections.abc import Iterator, Mapping
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple, Self
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foundry.errors import StorageFull
+from foundry.engine.context import RunContext, Stopped
+from foundry.errors import DamagedCheckpoint, StorageFull
+from foundry.intake.checkpoint import Checkpoint
 
 _FULL = ("No space left on device", "Disk quota exceeded")
+_SHARD_BYTES = 4 * 2**30
+_PIECE_BYTES = 2**26
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class Reader:
+    """The teacher's tensors, read from disk as they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self._checkpoint, self._device = checkpoint, device
+        self._open = {
+            file: safe_open(file, framework="pt") for file in {entry.file for entry in checkpoint.tensors.values()}
+        }
+
+    def __call__(self, name: str) -> Tensor:
+        value: Tensor = self._open[self._checkpoint.tensors[name].file].get_tensor(name)  # type: ignore[no-untyped-call]
+        return value.to(self._device)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return _DTYPES[self._checkpoint.tensors[name].dtype]
+
+    def pieces(self, name: str) -> Iterator[tuple[slice, Tensor]]:
+        """Some rows of a tensor at a time, with their place."""
+        entry = self._checkpoint.tensors[name]
+        part = self._open[entry.file].get_slice(name)  # type: ignore[no-untyped-call]
+        count = entry.size[0]
+        step = max(1, _PIECE_BYTES * count // max(1, entry.end - entry.start))
+        for start in range(0, count, step):
+            rows = slice(start, min(start + step, count))
+            yield rows, part[rows].to(self._device)
+
+
+def check_finite(checkpoint: Checkpoint, context: RunContext) -> None:
+    """Read every weight once, before any long work; raise `DamagedCheckpoint` for one that is not a number."""
+    read = Reader(checkpoint, context.device)
+    for name in checkpoint.tensors:
+        if context.should_stop():
+            raise Stopped
+        if not all(bool(torch.isfinite(piece).all()) for _, piece in read.pieces(name)):
+            raise DamagedCheckpoint(
+                f"tensor {name!r} holds numbers that are infinite or not numbers; copy or train the checkpoint again",
+                pointer="/teacher",
+            )
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -28,3 +78,129 @@ def full_disk_said(path: Path) -> Iterator[None]:
         if not any(text in str(error) for text in _FULL):
             raise
         raise StorageFull(f"no space left to write {path.name}; free some or give the job another folder") from error
+
+
+class Entry(NamedTuple):
+    """A tensor that is to come."""
+
+    name: str
+    dtype: torch.dtype
+    size: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return self.dtype.itemsize * torch.Size(self.size).numel()
+
+
+class CheckpointWriter:
+    """The weight files of a model whose tensors come one at a time, in any order.
+
+    Names and sizes are known before: headers are written and the disk is reserved first, then each tensor goes to its
+    place. So memory holds one tensor, a full disk is said before the work, and a writer made again on the same folder
+    goes on where another was killed. One model.safetensors, or shards with an index where one would be too large.
+    The library has no such writer: its `save_file` wants all tensors of a file at once.
+
+    Raises `OSError` with ENOSPC when the tensors do not fit on the disk.
+    """
+
+    def __init__(self, folder: Path, entries: Iterable[Entry], shard_bytes: int = _SHARD_BYTES) -> None:
+        shards = list(_shards(entries, shard_bytes))
+        names = [_shard_name(number, len(shards)) for number in range(len(shards))]
+        self._files: list[int] = []
+        self._places: dict[str, tuple[int, int, Entry]] = {}
+        for name, shard in zip(names, shards, strict=True):
+            file, start = _opened(folder / name, shard), _data_start(shard)
+            self._files.append(file)
+            for entry in shard:
+                self._places[entry.name] = (file, start, entry)
+                start += entry.bytes
+        if len(shards) > 1:
+            _write_index(folder, dict(zip(names, shards, strict=True)))
+
+    def write(self, name: str, value: Tensor) -> None:
+        """Put a tensor at its place. Raises `ValueError` for one of another size or type than was announced."""
+        file, start, entry = self._places[name]
+        if tuple(value.shape) != entry.size or value.dtype != entry.dtype:
+            raise ValueError(f"{name}: {tuple(value.shape)} in {value.dtype}, announced {entry.size} in {entry.dtype}")
+        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        written = 0
+        while written < entry.bytes:  # one call writes at most 2 GiB
+            written += os.pwrite(file, flat[written:], start + written)
+
+    def sync(self) -> None:
+        """Flush what is written to the disk."""
+        for file in self._files:
+            os.fsync(file)
+
+    def close(self) -> None:
+        self.sync()
+        for file in self._files:
+            os.close(file)
+        self._files = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_sharded(tensors: Iterable[tuple[str, Tensor]], entries: Iterable[Entry], folder: Path) -> None:
+    """Write a model's tensors as they come."""
+    with CheckpointWriter(folder, entries) as writer:
+        for name, value in tensors:
+            writer.write(name, value)
+
+
+def reserve(file: int, size: int) -> None:
+    """Give an open file this many bytes, and have the disk keep them where the platform can."""
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    os.ftruncate(file, size)
+
+
+def _shards(entries: Iterable[Entry], shard_bytes: int) -> Iterator[list[Entry]]:
+    shard: list[Entry] = []
+    filled = 0
+    for entry in entries:
+        if shard and filled + entry.bytes > shard_bytes:
+            yield shard
+            shard, filled = [], 0
+        shard.append(entry)
+        filled += entry.bytes
+    yield shard
+
+
+def _shard_name(number: int, count: int) -> str:
+    return "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _header(shard: list[Entry]) -> bytes:
+    """8 bytes of length, then JSON, padded with spaces so that the tensors begin at a multiple of 8."""
+    rows: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, size in shard:
+        start, end = end, end + Entry(name, dtype, size).bytes
+        rows[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(size), "data_offsets": [start, end]}
+    text = json.dumps(rows, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _data_start(shard: list[Entry]) -> int:
+    return len(_header(shard))
+
+
+def _opened(path: Path, shard: list[Entry]) -> int:
+    header = _header(shard)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    reserve(file, len(header) + sum(entry.bytes for entry in shard))
+    os.pwrite(file, header, 0)
+    return file
+
+
+def _write_index(folder: Path, shards: Mapping[str, list[Entry]]) -> None:
+    total = sum(entry.bytes for shard in shards.values() for entry in shard)
+    where = {entry.name: file for file, shard in shards.items() for entry in shard}
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 spec.json  inputs.json
 stages/correct/{done.json, teacher/}                              teacher/ only when the correction was kept
-stages/prune/{done.json, TARGET/{plan.json, model/}}
+stages/prune/{done.json, .scratch/, TARGET/{plan.json, .growing/, model/}}   names with a dot only while it runs
 stages/distill/{done.json, checkpoints/, TARGET/{model/, history.json}}
 stages/lora/{done.json, TARGET/{adapter/, model/}}
 stages/evaluate/{done.json, TARGET/metrics.json}
@@ -126,13 +126,18 @@ def new_folder(final: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
-        for path in aside.rglob("*"):
-            sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-        sync(final.parent)
+        publish(aside, final)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def publish(aside: Path, final: Path) -> None:
+    """Flush a folder that is complete and give it its name; what stood there before is replaced."""
+    for path in aside.rglob("*"):
+        sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    aside.rename(final)
+    sync(final.parent)
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -52,15 +52,12 @@ def compare(
             if context.should_stop():
                 raise Stopped
             labels_T = batch.labels_BS[batch.targets_BS]
-            student_side = _Side(student, batch.model_inputs(), batch.targets_BS, context)
-            teacher_side = (
-                _Side(teacher, batch.model_inputs(), batch.targets_BS, context) if teacher is not None else None
-            )
-            step = chunk_tokens(student_side.head_VH.shape[0], context.device)
-            for start in range(0, len(labels_T), step):
-                part = slice(start, start + step)
-                teacher_TV = teacher_side.logits(part) if teacher_side is not None else None
-                sums += _chunk_sums(student_side.logits(part), teacher_TV, labels_T[part])
+            outputs = [
+                _outputs(model, batch.model_inputs(), batch.targets_BS, context)
+                for model in (student, teacher)
+                if model is not None
+            ]
+            sums += sums_of(labels_T, *outputs)
     tokens = packed.counted_tokens
     total_nats, total_kl, agreed = sums.tolist()
     loss = total_nats / tokens
@@ -74,19 +71,34 @@ def compare(
     )
 
 
-class _Side:
-    """One model's hidden states of a batch, and its logits for a part of them."""
+@dataclass(frozen=True)
+class Outputs:
+    """What a model's head reads at the counted positions [T, H], and the head [V, H]: operands of `product`."""
 
-    def __init__(
-        self, model: PreTrainedModel, inputs: dict[str, object], targets_BS: Tensor, context: RunContext
-    ) -> None:
-        trunk, head_VH, self._softcap = trunk_and_head(model)
-        hidden_BSH = trunk_hidden(trunk, inputs, context.dtype, context.device)
-        self._hidden_TH = operand(hidden_BSH[targets_BS], context.dtype)
-        self.head_VH = operand(head_VH, context.dtype)
+    hidden_TH: Tensor
+    head_VH: Tensor
+    softcap: float | None
 
-    def logits(self, part: slice) -> Tensor:
-        return logits_of(self._hidden_TH[part], self.head_VH, self._softcap)
+
+def sums_of(labels_T: Tensor, student: Outputs, teacher: Outputs | None = None) -> Tensor:
+    """Sums over T of cross entropy, KL(teacher || student) and top-1 agreement, in float64; the last two may be 0."""
+    sums = torch.zeros(3, dtype=torch.float64, device=labels_T.device)
+    step = chunk_tokens(student.head_VH.shape[0], labels_T.device)
+    for start in range(0, len(labels_T), step):
+        part = slice(start, start + step)
+        teacher_TV = _logits(teacher, part) if teacher is not None else None
+        sums += _chunk_sums(_logits(student, part), teacher_TV, labels_T[part])
+    return sums
+
+
+def _outputs(model: PreTrainedModel, inputs: dict[str, object], targets_BS: Tensor, context: RunContext) -> Outputs:
+    trunk, head_VH, softcap = trunk_and_head(model)
+    hidden_BSH = trunk_hidden(trunk, inputs, context.dtype, context.device)
+    return Outputs(operand(hidden_BSH[targets_BS], context.dtype), operand(head_VH, context.dtype), softcap)
+
+
+def _logits(outputs: Outputs, part: slice) -> Tensor:
+    return logits_of(outputs.hidden_TH[part], outputs.head_VH, outputs.softcap)
 
 
 def _chunk_sums(student_TV: Tensor, teacher_TV: Tensor | None, labels_T: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from transformers import AutoConfig
 from foundry.engine.export.quantize import quantize
 from foundry.engine.export.rope import Rope, read_rope
 from foundry.engine.export.vocabulary import Vocabulary
-from foundry.engine.prune.slicer import Reader
+from foundry.engine.tensors import Reader
 from foundry.engine.workspace import sync
 from foundry.errors import ExportFailed
 from foundry.intake.checkpoint import Checkpoint

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from foundry.engine.prune.slicer import Reader, write_sharded
+from foundry.engine.tensors import Entry, Reader, write_sharded
 from foundry.engine.workspace import read_json, write_json
 from foundry.intake.checkpoint import Checkpoint
 
@@ -39,9 +39,10 @@ def shipped_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def write_huggingface(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Fill an existing folder; weights pass through one at a time, at most one shard of them in memory."""
+    """Fill an existing folder; weights pass through one at a time, one tensor of them in memory."""
     dtype = shipped_dtype(checkpoint)
-    write_sharded(_weights(checkpoint, dtype), folder)
+    places = checkpoint.family.tensors(checkpoint.shape, checkpoint.present)
+    write_sharded(_weights(checkpoint, dtype), [Entry(place.name, dtype, place.size) for place in places], folder)
     write_json(folder / "config.json", _config(checkpoint, dtype))
     write_json(folder / "generation_config.json", _generation_config(checkpoint))
     write_tokenizer(tokenizer, folder)

@@ -1,4 +1,4 @@
-"""One forward pass over the calibration text that gathers what every axis and every target needs.
+"""One pass over the calibration text, layer by layer, that gathers what every axis and every target needs.
 
 Letters of shapes: B sequences, S positions, T tokens, H hidden, F ffn, C channels of a projection's input, E experts,
 K experts of a token.
@@ -6,57 +6,167 @@ K experts of a token.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from foundry.engine.context import RunContext, Stopped
-from foundry.engine.corpus import Packed
-from foundry.engine.models import trunk_and_head
+from foundry.engine.prune.layers import StreamedModel
+from foundry.engine.prune.statistics import LayerStatistics, Statistics, Stored, Stream, places_of
+from foundry.engine.prune.streams import new_stream, open_stream
+from foundry.engine.prune.texts import Texts
+from foundry.engine.tensors import write_tensors
+from foundry.engine.workspace import sync
 from foundry.errors import DamagedCheckpoint
-from foundry.spec.family import ATTENTION_READERS, FFN_READERS, Family, Role, Shape
+from foundry.spec.family import ATTENTION_READERS, FFN_READERS, Role
 from foundry.spec.lifecycle import Progress
 
 
-class Channels:
-    """What the input of one output projection says about its channels.
+class Calibration:
+    """The teacher's pass over both texts, in a folder that a pass cut short is taken up from.
 
-    `score_C` is the Minitron statistic sqrt(sum_b (mean_s |x|)^2): mean over the sequence, L2 over the batch (arXiv
-    2407.14679, section 2.2). `gram_CC` is sum x x^T over all positions, for the least-squares refit.
+    Kept are the statistics of every layer, the streams of the brief part of the text between all layers, and what the
+    teacher's head reads of the choice.
     """
+
+    def __init__(self, teacher: StreamedModel, texts: Texts, folder: Path, context: RunContext) -> None:
+        self.teacher, self.texts, self._folder, self._context = teacher, texts, folder, context
+
+    def run(self) -> Statistics:
+        """Raises `DamagedCheckpoint` when an activation is not a number, `Stopped` when asked to."""
+        layers = self.teacher.shape.layers
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._file(0).exists() and not self._stream(0).exists():
+            self._begin()
+        for layer in range(layers):
+            if not self._file(layer).exists():
+                self._hear_layer(layer)
+            self._context.progress(Progress(stage="prune", step=layer + 1, steps=layers))
+        if not self._file(layers).exists():
+            self._hear_end()
+        return self.statistics()
+
+    def statistics(self) -> Statistics:
+        """Of a pass that is complete."""
+        shape = self.teacher.shape
+        return Statistics(
+            layers=[LayerStatistics(self._file(layer), shape.experts) for layer in range(shape.layers)],
+            final_norm=Stream(Stored(self._file(shape.layers)), "streams.final_norm"),
+            tokens=self.texts.tokens,
+            centred=self.teacher.family.norm == "layer",
+        )
+
+    def brief(self, layer: int) -> Tensor:
+        """The stream of the brief rows [N, S, H] in front of a layer; behind the last for the number of layers."""
+        return open_stream(self._folder / f"brief-{layer:04d}.bin", self._size(self.texts.brief), self._context.dtype)
+
+    def choice(self) -> Tensor:
+        """What the teacher's head reads of the choice [N, S, H]."""
+        return open_stream(self._folder / "choice.bin", self._size(self.texts.choice), self._context.dtype)
+
+    def _begin(self) -> None:
+        with self.teacher.beginning() as begin, self._new(0, self.texts.brief) as brief, torch.no_grad():
+            whole = slice(0, len(self.texts.packed))
+            with new_stream(self._stream(0), self._size(whole), self._context.dtype) as stream:
+                for rows in self.texts.batches(whole):
+                    stream[rows] = begin(self._inputs(rows))
+                brief.copy_(stream[self.texts.brief])
+
+    def _hear_layer(self, layer: int) -> None:
+        whole = slice(0, len(self.texts.packed))
+        before = open_stream(self._stream(layer), self._size(whole), self._context.dtype)
+        sums = _LayerSums(self.teacher, layer)
+        with (
+            new_stream(self._stream(layer + 1), self._size(whole), self._context.dtype) as after,
+            self.teacher.layer(layer), torch.no_grad(),
+        ):  # fmt: skip
+            with sums.listening():
+                self._advance(layer, self.texts.calibration, before, after)
+            self._advance(layer, self.texts.choice, before, after)
+            with self._new(layer + 1, self.texts.brief) as brief:
+                brief.copy_(after[self.texts.brief])
+        self._save(layer, sums.tensors())
+        self._stream(layer).unlink()
+
+    def _advance(self, layer: int, rows: slice, before: Tensor, after: Tensor) -> None:
+        for some in self.texts.batches(rows):
+            if self._context.should_stop():
+                raise Stopped
+            stream_BSH = before[some].to(self._context.device)
+            after[some] = self.teacher.run(layer, self._inputs(some), stream_BSH).to(after)
+
+    def _hear_end(self) -> None:
+        layers = self.teacher.shape.layers
+        whole = slice(0, len(self.texts.packed))
+        stream = open_stream(self._stream(layers), self._size(whole), self._context.dtype)
+        sums = _StreamSums(self.teacher.shape.hidden, self._context.device, centred=self.teacher.family.norm == "layer")
+        size = self._size(self.texts.choice)
+        with self.teacher.end() as end, torch.no_grad():
+            for rows in self.texts.batches(self.texts.calibration):
+                stream_BSH = stream[rows].to(self._context.device)
+                sums.add(stream_BSH, end.norm(stream_BSH))
+            with new_stream(self._folder / "choice.bin", size, self._context.dtype) as choice:
+                for rows in self.texts.batches(self.texts.choice):
+                    read_BSH = end.hidden(stream[rows].to(self._context.device))
+                    choice[rows.start - self.texts.choice.start : rows.stop - self.texts.choice.start] = read_BSH.cpu()
+        self._save(layers, sums.tensors("streams.final_norm"))
+        self._stream(layers).unlink()
+
+    def _save(self, layer: int, tensors: dict[str, Tensor]) -> None:
+        aside = self._file(layer).with_suffix(".partial")
+        write_tensors(tensors, aside)
+        sync(aside)
+        aside.replace(self._file(layer))
+
+    def _file(self, layer: int) -> Path:
+        return self._folder / f"layer-{layer:04d}.safetensors"
+
+    def _stream(self, layer: int) -> Path:
+        return self._folder / f"stream-{layer:04d}.bin"
+
+    def _new(self, layer: int, rows: slice) -> Any:
+        return new_stream(self._folder / f"brief-{layer:04d}.bin", self._size(rows), self._context.dtype)
+
+    def _size(self, rows: slice) -> tuple[int, int, int]:
+        return rows.stop - rows.start, self.texts.packed.sequence_tokens, self.teacher.shape.hidden
+
+    def _inputs(self, rows: slice) -> dict[str, Any]:
+        return self.texts.inputs(rows, self._context.device)
+
+
+class _ChannelSums:
+    """Accumulates what `Channels` reads."""
 
     def __init__(self, channels: int, device: torch.device) -> None:
         self._squares_C = torch.zeros(channels, dtype=torch.float64, device=device)
-        self.gram_CC = torch.zeros(channels, channels, dtype=torch.float32, device=device)
+        self._gram_CC = torch.zeros(channels, channels, dtype=torch.float32, device=device)
 
     def add(self, x_BSC: Tensor) -> None:
         x = x_BSC.float()
         self._squares_C += x.abs().mean(dim=1).double().square().sum(dim=0)
         flat = x.flatten(0, 1)
-        self.gram_CC.addmm_(flat.T, flat)
+        self._gram_CC.addmm_(flat.T, flat)
 
     def add_routed(self, x_TC: Tensor, weights_T: Tensor) -> None:
         """The tokens that a router sent to an expert; each counts as the router weighs it."""
         x = x_TC.float() * weights_T.float()[:, None]
         self._squares_C += x.double().square().sum(dim=0)
-        self.gram_CC.addmm_(x.T, x)
+        self._gram_CC.addmm_(x.T, x)
 
-    @property
-    def score_C(self) -> Tensor:
-        return self._squares_C.sqrt()
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        return {f"{name}.score": self._squares_C.sqrt(), f"{name}.gram": self._gram_CC}
 
 
-class Stream:
-    """One place of the residual stream: the covariance there, and the Minitron statistic of what its readers see."""
+class _StreamSums:
+    """Accumulates what `Stream` reads."""
 
     def __init__(self, hidden: int, device: torch.device, *, centred: bool) -> None:
         self._squares_H = torch.zeros(hidden, dtype=torch.float64, device=device)
         self._centred = centred
-        self.covariance_HH = torch.zeros(hidden, hidden, dtype=torch.float32, device=device)
+        self._covariance_HH = torch.zeros(hidden, hidden, dtype=torch.float32, device=device)
 
     def add(self, x_BSH: Tensor, read_BSH: Tensor) -> None:
         """`x` is the stream, `read` what a norm makes of it. A layer norm sees `x` without its mean."""
@@ -64,189 +174,99 @@ class Stream:
         flat = x_BSH.float().flatten(0, 1)
         if self._centred:
             flat = flat - flat.mean(dim=1, keepdim=True)
-        self.covariance_HH.addmm_(flat.T, flat)
+        self._covariance_HH.addmm_(flat.T, flat)
 
-    @property
-    def score_H(self) -> Tensor:
-        return self._squares_H.sqrt()
-
-
-@dataclass(kw_only=True)
-class LayerStatistics:
-    """What calibration found in one layer."""
-
-    attention: Channels
-    ffn: list[Channels]
-    """One of each expert; one alone in a dense model."""
-    streams: dict[Role, Stream]
-    """By the norm that stands there; `attention_norm` and `ffn_norm` also where the readers have no norm."""
-    expert_score_E: Tensor
-    """Mean over tokens of the length of each expert's weighted output (Minitron for mixtures of experts)."""
-    cosine_sum: Tensor
-    """Of the cosines between the layer's input and output."""
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        return {f"{name}.score": self._squares_H.sqrt(), f"{name}.covariance": self._covariance_HH}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Statistics:
-    """All that calibration found. Lists run over the teacher's layers."""
+class _LayerSums:
+    """The accumulators of one layer and the hooks that fill them."""
 
-    layers: list[LayerStatistics]
-    final_norm: Stream
-    tokens: int
+    def __init__(self, teacher: StreamedModel, layer: int) -> None:
+        shape, device = teacher.shape, teacher.device
+        self._teacher, self._layer = teacher, layer
+        self._attention = _ChannelSums(shape.heads * shape.head_dim, device)
+        self._ffn = [_ChannelSums(shape.ffn, device) for _ in range(max(1, shape.experts))]
+        self._streams = {
+            role: _StreamSums(shape.hidden, device, centred=teacher.family.norm == "layer")
+            for role in places_of(teacher.family)
+        }
+        self._expert_score_E = torch.zeros(shape.experts, dtype=torch.float64, device=device)
+        self._cosine_sum = torch.zeros((), dtype=torch.float64, device=device)
 
-    @property
-    def distance_L(self) -> Tensor:
-        """1 - mean cos(input, output) of each layer: its influence on the stream (ShortGPT, arXiv 2403.03853)."""
-        return 1 - torch.stack([layer.cosine_sum for layer in self.layers]) / self.tokens
-
-    @property
-    def hidden_score_H(self) -> Tensor:
-        """The readers' scores summed over layers; the final norm feeds no projection and does not count (Minitron)."""
-        return torch.stack([stream.score_H for stream in self._read_streams()]).sum(dim=0)
-
-    def covariances(self) -> list[Tensor]:
-        """Of every place that something reads, the final norm's included."""
-        return [stream.covariance_HH for stream in (*self._read_streams(), self.final_norm)]
-
-    def _read_streams(self) -> list[Stream]:
-        return [layer.streams[role] for layer in self.layers for role in ("attention_norm", "ffn_norm")]
-
-
-def bytes_needed(family: Family, shape: Shape) -> int:
-    """Memory that the statistics take: one square matrix a projection and a place of the stream."""
-    attention = shape.heads * shape.head_dim
-    places = 2 + sum(family.find(role) is not None for role in _POST_NORMS)
-    per_layer = max(1, shape.experts) * shape.ffn**2 + attention**2 + places * shape.hidden**2
-    return 4 * (shape.layers * per_layer + shape.hidden**2)
-
-
-_POST_NORMS: tuple[Role, ...] = ("attention_post_norm", "ffn_post_norm")
-
-
-def calibrate(
-    teacher: PreTrainedModel, family: Family, shape: Shape, packed: Packed, context: RunContext, *, rows: int = 8
-) -> Statistics:
-    """Run the teacher over the text and listen at every projection and norm.
-
-    Raises `DamagedCheckpoint` when an activation is not a number, `Stopped` when asked to.
-    """
-    gathered = _Gathering(family, shape, context.device)
-    trunk = trunk_and_head(teacher).trunk
-    steps = -(-len(packed) // rows)
-    with gathered.listening(teacher), torch.no_grad():
-        for step, batch in enumerate(packed.batches(rows, context.device), start=1):
-            if context.should_stop():
-                raise Stopped
-            trunk(**batch.model_inputs())
-            context.progress(Progress(stage="prune", step=step, steps=steps))
-    return gathered.statistics(packed.ids_NS.numel())
-
-
-@dataclass
-class _Gathering:
-    """The accumulators and the hooks that fill them."""
-
-    family: Family
-    shape: Shape
-    device: torch.device
-    layers: list[LayerStatistics] = field(init=False)
-    final_norm: Stream = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.layers = [self._new_layer() for _ in range(self.shape.layers)]
-        self.final_norm = self._new_stream()
-
-    def _new_stream(self) -> Stream:
-        return Stream(self.shape.hidden, self.device, centred=self.family.norm == "layer")
-
-    def _new_layer(self) -> LayerStatistics:
-        shape, device = self.shape, self.device
-        places: list[Role] = ["attention_norm", "ffn_norm", *(r for r in _POST_NORMS if self.family.find(r))]
-        return LayerStatistics(
-            attention=Channels(shape.heads * shape.head_dim, device),
-            ffn=[Channels(shape.ffn, device) for _ in range(max(1, shape.experts))],
-            streams={role: self._new_stream() for role in places},
-            expert_score_E=torch.zeros(shape.experts, dtype=torch.float64, device=device),
-            cosine_sum=torch.zeros((), dtype=torch.float64, device=device),
-        )
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by the names of `LayerStatistics`. Raises `DamagedCheckpoint` for what is not a number."""
+        found = self._attention.tensors("attention")
+        for number, channels in enumerate(self._ffn):
+            found |= channels.tensors(f"ffn.{number}")
+        if not all(bool(torch.isfinite(value).all()) for name, value in found.items() if name.endswith(".score")):
+            raise DamagedCheckpoint(
+                f"the teacher's activations in layer {self._layer} are not numbers; its weights are damaged",
+                pointer="/teacher",
+            )
+        for role, stream in self._streams.items():
+            found |= stream.tensors(f"streams.{role}")
+        return found | {"expert_score": self._expert_score_E, "cosine_sum": self._cosine_sum}
 
     @contextmanager
-    def listening(self, teacher: nn.Module) -> Iterator[None]:
-        handles = [handle for layer in range(self.shape.layers) for handle in self._listen_in(teacher, layer)]
-        final = teacher.get_submodule(self.family.module_of(self.family.row("final_norm"), 0))
-        handles.append(final.register_forward_hook(partial(_hear_norm, self.final_norm)))
+    def listening(self) -> Iterator[None]:
+        handles = list(self._listen())
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _listen_in(self, teacher: nn.Module, layer: int) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        found = self.layers[layer]
-        yield self._module(teacher, "o", layer).register_forward_pre_hook(partial(_hear_input, found.attention))
-        down = self._module(teacher, "down", layer)
-        if self.shape.experts:
-            yield down.register_forward_pre_hook(partial(_hear_experts, found))
-        else:
-            yield down.register_forward_pre_hook(partial(_hear_input, found.ffn[0]))
-        for role, stream in found.streams.items():
-            if self.family.find(role):
-                yield self._module(teacher, role, layer).register_forward_hook(partial(_hear_norm, stream))
+    def _listen(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        family = self._teacher.family
+        yield self._module("o").register_forward_pre_hook(partial(_hear_input, self._attention))
+        hear = self._hear_experts if self._teacher.shape.experts else partial(_hear_input, self._ffn[0])
+        yield self._module("down").register_forward_pre_hook(hear)
+        for role, stream in self._streams.items():
+            if family.find(role):
+                yield self._module(role).register_forward_hook(partial(_hear_norm, stream))
             else:  # the readers have no norm in front of them and see the stream itself
                 readers = ATTENTION_READERS if role == "attention_norm" else FFN_READERS
-                reader = next(r for r in readers if self.family.find(r))
-                yield self._module(teacher, reader, layer).register_forward_pre_hook(partial(_hear_stream, stream))
-        block = teacher.get_submodule(self.family.layer_module.format(layer=layer))
-        yield block.register_forward_hook(partial(_hear_layer, found))
+                reader = next(r for r in readers if family.find(r))
+                yield self._module(reader).register_forward_pre_hook(partial(_hear_stream, stream))
+        block = self._teacher.module(family.layer_module.format(layer=self._layer))
+        yield block.register_forward_hook(self._hear_block)
 
-    def _module(self, teacher: nn.Module, role: Role, layer: int) -> nn.Module:
+    def _module(self, role: Role) -> nn.Module:
         """A weight's module; of an expert's weight, the module that holds all experts."""
-        name = self.family.module_of(self.family.row(role), layer)
-        return teacher.get_submodule(name.split(".{expert}")[0])
+        family = self._teacher.family
+        return self._teacher.module(family.module_of(family.row(role), self._layer).split(".{expert}")[0])
 
-    def statistics(self, tokens: int) -> Statistics:
-        for number, layer in enumerate(self.layers):
-            scores = [layer.attention.score_C, *(channels.score_C for channels in layer.ffn)]
-            if not all(bool(torch.isfinite(score_C).all()) for score_C in scores):
-                raise DamagedCheckpoint(
-                    f"the teacher's activations in layer {number} are not numbers; its weights are damaged",
-                    pointer="/teacher",
-                )
-        return Statistics(layers=self.layers, final_norm=self.final_norm, tokens=tokens)
+    def _hear_block(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        after = output if isinstance(output, Tensor) else output[0]
+        self._cosine_sum += torch.cosine_similarity(args[0].float(), after.float(), dim=-1).double().sum()
+
+    def _hear_experts(self, experts: Any, args: tuple[Tensor, ...]) -> None:
+        """transformers keeps the experts of a layer in two tensors and gives no module for one of them.
+
+        The inputs are tokens [T, H], the numbers of each token's experts [T, K] and the router's weights [T, K].
+        """
+        x_TH, expert_TK, weight_TK = args
+        for number, channels in enumerate(self._ffn):
+            token_N, place_N = torch.where(expert_TK == number)
+            if not len(token_N):
+                continue
+            gate_NF, up_NF = nn.functional.linear(x_TH[token_N], experts.gate_up_proj[number]).chunk(2, dim=-1)
+            channels_NF = experts.act_fn(gate_NF) * up_NF
+            weight_N = weight_TK[token_N, place_N]
+            channels.add_routed(channels_NF, weight_N)
+            out_NH = nn.functional.linear(channels_NF, experts.down_proj[number]) * weight_N[:, None]
+            self._expert_score_E[number] += out_NH.float().norm(dim=1).double().sum()
 
 
-def _hear_input(channels: Channels, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+def _hear_input(channels: _ChannelSums, _: nn.Module, args: tuple[Tensor, ...]) -> None:
     channels.add(args[0])
 
 
-def _hear_stream(stream: Stream, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+def _hear_stream(stream: _StreamSums, _: nn.Module, args: tuple[Tensor, ...]) -> None:
     stream.add(args[0], args[0])
 
 
-def _hear_norm(stream: Stream, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+def _hear_norm(stream: _StreamSums, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
     stream.add(args[0], output)
-
-
-def _hear_layer(
-    found: LayerStatistics, _: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]
-) -> None:
-    after = output if isinstance(output, Tensor) else output[0]
-    found.cosine_sum += torch.cosine_similarity(args[0].float(), after.float(), dim=-1).double().sum()
-
-
-def _hear_experts(found: LayerStatistics, experts: Any, args: tuple[Tensor, ...]) -> None:
-    """transformers keeps the experts of a layer in two tensors and gives no module for one of them.
-
-    The inputs are tokens [T, H], the numbers of each token's experts [T, K] and the router's weights [T, K].
-    """
-    x_TH, expert_TK, weight_TK = args
-    for number, channels in enumerate(found.ffn):
-        token_N, place_N = torch.where(expert_TK == number)
-        if not len(token_N):
-            continue
-        gate_NF, up_NF = nn.functional.linear(x_TH[token_N], experts.gate_up_proj[number]).chunk(2, dim=-1)
-        channels_NF = experts.act_fn(gate_NF) * up_NF
-        weight_N = weight_TK[token_N, place_N]
-        channels.add_routed(channels_NF, weight_N)
-        out_NH = nn.functional.linear(channels_NF, experts.down_proj[number]) * weight_N[:, None]
-        found.expert_score_E[number] += out_NH.float().norm(dim=1).double().sum()

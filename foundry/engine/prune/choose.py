@@ -33,22 +33,6 @@ def choose_shape(
     return sorted(scored.items(), key=lambda item: item[1])
 
 
-def choose_layers(
-    distance_L: Sequence[float], keep: int, loss: Callable[[tuple[int, ...]], float]
-) -> tuple[tuple[int, ...], float]:
-    """Which layers to keep, and the loss of the model with those alone; the layers that follow take the gap as it is.
-
-    Compared are the layers that move the stream most (`distance_L`, ShortGPT, arXiv 2403.03853) and every way to lose
-    one contiguous block, which the larger cuts of Minitron were (2408.11796).
-    """
-    layers = range(len(distance_L))
-    farthest = sorted(sorted(layers, key=lambda layer: -distance_L[layer])[:keep])
-    lost = len(distance_L) - keep
-    blocks = [tuple(i for i in layers if not start <= i < start + lost) for start in range(keep + 1)]
-    scored = {kept: loss(kept) for kept in dict.fromkeys([tuple(farthest), *blocks])}
-    return min(scored.items(), key=lambda item: item[1])
-
-
 def distance(teacher: Shape, a: Shape, b: Shape) -> float:
     """How far two shapes lie apart, each axis as a share of the teacher's."""
     return math.fsum(((getattr(a, axis) - getattr(b, axis)) / max(1, getattr(teacher, axis))) ** 2 for axis in _AXES)

@@ -1,43 +1,166 @@
-"""Runs one layer of a causal model at a time, on a residual stream that somebody else keeps.
+"""A causal model of which one layer at a time is in memory, run on residual streams that somebody else keeps.
 
-A layer needs more than the stream: masks, rotary angles, what its layer type asks for. The model itself computes these
-on the way to the layer, so it is asked to go there while its other layers let everything pass.
+The model is transformers' own class on the meta device: it knows its shape and computes masks and rotary angles, and
+has no weights. A layer's weights come from a source, a checkpoint or a slicer, when that layer is run, and go
+afterwards. So what is pruned may be larger than memory, and a teacher that fits takes the same way.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from copy import deepcopy
+from typing import Any, NamedTuple
 
+import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from foundry.engine.models import trunk_and_head
-from foundry.spec.family import Family
+from foundry.engine.models import attention_of, trunk_and_head
+from foundry.engine.products import scaled_for_head
+from foundry.spec.family import Family, Shape
+from foundry.spec.family import Tensor as TensorPlace
 
+Source = Callable[[TensorPlace], Tensor]
+"""Gives the weight at a place of the model."""
 _Inputs = dict[str, Any]
 
 
-class Layers:
-    """The layers of a model, each to be called alone."""
+class End(NamedTuple):
+    """What comes behind the last layer."""
 
-    def __init__(self, model: PreTrainedModel, family: Family, count: int) -> None:
-        self._trunk = trunk_and_head(model).trunk
-        self._layers = [model.get_submodule(family.layer_module.format(layer=layer)) for layer in range(count)]
+    norm: nn.Module
+    hidden: Callable[[Tensor], Tensor]
+    """The stream behind the last layer to what the head reads: the norm, and Granite's division."""
+    head_VH: Tensor
+    softcap: float | None
 
-    def __getitem__(self, layer: int) -> nn.Module:
-        module: nn.Module = self._layers[layer]
-        return module
 
-    def stream(self, inputs: _Inputs) -> Tensor:
-        """What goes into the first layer [B, S, H]: embeddings as the model scales them, positions added."""
-        stream_BSH: Tensor = self._arguments(0, inputs)[0][0]
-        return stream_BSH
+class StreamedModel:
+    """The layers of a model, each loaded, run and forgotten."""
+
+    def __init__(
+        self, config: Mapping[str, Any], family: Family, shape: Shape, present: frozenset[str], source: Source, *,
+        device: torch.device, dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        self.family, self.shape, self.device, self.dtype = family, shape, device, dtype
+        self._source = source
+        self._model = _without_weights(config, device, dtype)
+        self._trunk = trunk_and_head(self._model).trunk
+        self._layers = [self._module(family.layer_module.format(layer=layer)) for layer in range(shape.layers)]
+        self._places: dict[int | None, list[TensorPlace]] = {}
+        for place in family.tensors(shape, present):
+            self._places.setdefault(place.layer if place.weight.per_layer else None, []).append(place)
+        # Positions are added on the way to every layer, and are small.
+        self._fill([place for place in self._places[None] if place.weight.role == "positions"], dtype)
+
+    def module(self, name: str) -> nn.Module:
+        """A module by the name that the class gives it."""
+        return self._module(name)
+
+    def places(self, layer: int) -> list[TensorPlace]:
+        """The weights of a layer."""
+        return self._places[layer]
+
+    @contextmanager
+    def layer(self, layer: int, dtype: torch.dtype | None = None) -> Iterator[nn.Module]:
+        """A layer with its weights, for `run`; without them again afterwards."""
+        with self._filled(self._places[layer], dtype or self.dtype):
+            yield self._layers[layer]
 
     def run(self, layer: int, inputs: _Inputs, stream_BSH: Tensor) -> Tensor:
-        """A layer's output [B, S, H] for this stream. `inputs` are the model's own, for masks and positions."""
-        args, kwargs = self._arguments(layer, inputs)
+        """A loaded layer's output [B, S, H] for this stream. `inputs` are the model's own, for positions."""
+        embedded = {key: value for key, value in inputs.items() if key != "input_ids"}
+        args, kwargs = self._arguments(layer, {**embedded, "inputs_embeds": stream_BSH})
         output = self._layers[layer](stream_BSH, *args[1:], **kwargs)
         return output if isinstance(output, Tensor) else output[0]
+
+    @contextmanager
+    def beginning(self) -> Iterator[Callable[[_Inputs], Tensor]]:
+        """A function from the model's inputs to what goes into the first layer [B, S, H].
+
+        Embeddings come as the model scales them, with positions added.
+        """
+        with self._filled([p for p in self._places[None] if p.weight.role == "embedding"], self.dtype):
+            yield lambda inputs: self._arguments(0, inputs)[0][0]
+
+    @contextmanager
+    def end(self) -> Iterator[End]:
+        """The final norm and the head."""
+        norm = [place for place in self._places[None] if place.weight.role == "final_norm"]
+        head = self._model.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        without = head._parameters["weight"]
+        row = next(p for p in self._places[None] if p.name == self._head_name)
+        with self._filled(norm, self.dtype):
+            head._parameters["weight"] = self._parameter(self._source(row), self.dtype)
+            final = self._module(self.family.module_of(self.family.row("final_norm"), 0))
+            split = trunk_and_head(self._model)
+            yield End(final, lambda stream: scaled_for_head(final(stream), self._trunk), split.head_VH, split.softcap)
+            head._parameters["weight"] = without
+
+    def stored(self, layer: int) -> Iterator[tuple[TensorPlace, Tensor]]:
+        """A loaded layer's weights under the names that a checkpoint has for them."""
+        for place in self._places[layer]:
+            name, index = self._home(place)
+            yield place, self._model.get_parameter(name)[index]
+
+    @property
+    def _head_name(self) -> str:
+        return self.family.embedding if self.shape.tied else self.family.head
+
+    def _module(self, name: str) -> nn.Module:
+        module: nn.Module = self._model.get_submodule(name)
+        return module
+
+    def _home(self, place: TensorPlace) -> tuple[str, Any]:
+        """The parameter that holds a weight, and where in it.
+
+        transformers keeps the experts of a layer in two stacks: [E, 2F, H], the gate's rows first, and [E, H, F].
+        """
+        weight = place.weight
+        name = self.family.module_of(weight, place.layer)
+        if not weight.per_expert:
+            return f"{name}.{'bias' if weight.is_bias else 'weight'}", ...
+        experts = name.split(".{expert}")[0]
+        if weight.role == "down":
+            return f"{experts}.down_proj", place.expert
+        rows = slice(0, self.shape.ffn) if weight.role == "gate" else slice(self.shape.ffn, None)
+        return f"{experts}.gate_up_proj", (place.expert, rows)
+
+    def _fill(self, places: Collection[TensorPlace], dtype: torch.dtype) -> dict[str, nn.Parameter]:
+        """Give parameters their weights; return what stood there before, by name."""
+        before: dict[str, nn.Parameter] = {}
+        for place in places:
+            name, index = self._home(place)
+            if name not in before:
+                before[name] = self._model.get_parameter(name)
+            if index is ...:
+                self._put(name, self._parameter(self._source(place), dtype))
+                continue
+            stack = self._model.get_parameter(name)
+            if stack.is_meta:
+                stack = self._parameter(torch.empty(stack.shape, dtype=dtype, device=self.device), dtype)
+                self._put(name, stack)
+            stack.data[index] = self._source(place).to(self.device, dtype)
+        return before
+
+    def _parameter(self, value: Tensor, dtype: torch.dtype) -> nn.Parameter:
+        """A copy: what comes from a file is mapped from it, and must not be written to."""
+        return nn.Parameter(value.detach().to(self.device, dtype, copy=True), requires_grad=False)
+
+    def _put(self, name: str, parameter: nn.Parameter) -> None:
+        module, _, key = name.rpartition(".")
+        self._module(module)._parameters[key] = parameter
+
+    @contextmanager
+    def _filled(self, places: Collection[TensorPlace], dtype: torch.dtype) -> Iterator[None]:
+        before = self._fill(places, dtype)
+        try:
+            yield
+        finally:
+            for name, parameter in before.items():
+                self._put(name, parameter)
 
     def _arguments(self, layer: int, inputs: _Inputs) -> tuple[tuple[Any, ...], _Inputs]:
         """What the model hands to a layer; the layers before it let the stream pass, those behind are not reached."""
@@ -49,33 +172,37 @@ class Layers:
         raise AssertionError("the model has not called its layer")
 
     @contextmanager
-    def only(self, kept: Collection[int]) -> Iterator[None]:
-        """Within this, the whole model runs as if it had no other layers than these."""
-        skipped = [module for number, module in enumerate(self._layers) if number not in kept]
-        for module in skipped:
-            module.forward = _let_pass
-        try:
-            yield
-        finally:
-            for module in skipped:
-                del module.forward
-
-    @contextmanager
     def _passing(self, layer: int) -> Iterator[None]:
+        """An attribute of an instance hides the class's `forward` until it is deleted."""
+
         def stop(*args: Any, **kwargs: Any) -> None:
             raise _Reached(args, kwargs)
 
-        reached = self._layers[layer]
-        with self.only(range(layer, len(self._layers))):
-            reached.forward = stop
-            try:
-                yield
-            finally:
-                del reached.forward
+        hidden = self._layers[: layer + 1]
+        for module in hidden[:-1]:
+            module.forward = _let_pass
+        hidden[-1].forward = stop
+        try:
+            yield
+        finally:
+            for module in hidden:
+                del module.forward
+
+
+def _without_weights(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The class on the meta device, but for its buffers, which no checkpoint holds."""
+    made = AutoConfig.for_model(**deepcopy(dict(config)))  # it writes into the rope settings
+    with init_empty_weights(include_buffers=False):
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]._from_config(
+            made, dtype=dtype, attn_implementation=attention_of(made)
+        )
+    for module in model.modules():
+        for key, buffer in module._buffers.items():
+            module._buffers[key] = None if buffer is None else buffer.to(device)
+    return model.eval().requires_grad_(False)
 
 
 def _let_pass(stream: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Stands in for a layer's forward: an attribute of the instance hides the class's until it is deleted."""
     return stream
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from foundry.engine.prune.calibrate import Channels, LayerStatistics, Statistics
+from foundry.engine.prune.statistics import Channels, LayerStatistics, Statistics
 from foundry.spec.family import Family, Shape, parts
 from foundry.spec.stages import Repair
 from foundry.spec.variant import PrunePlan

@@ -4,9 +4,13 @@ Letters of shapes: H hidden, D kept hidden, C channels of a projection's input, 
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+_ROWS = 1024
+"""Of a matrix that are held in float64 at a time."""
 
 
 def refit(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, *, damping: float = 1e-3) -> Tensor:
@@ -17,40 +21,45 @@ def refit(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, *, damping: float 
     """
     if len(kept_K) == weight_HC.shape[1]:
         return weight_HC.float()
-    gram = gram_CC.double()
-    inner_KK = gram[kept_K][:, kept_K]
-    inner_KK += damping * inner_KK.diagonal().mean() * torch.eye(len(kept_K), dtype=gram.dtype, device=gram.device)
-    cross_KH = gram[kept_K] @ weight_HC.to(gram).T
+    rows_KC = gram_CC[kept_K]
+    weight_CH = weight_HC.double().T
+    cross_KH = torch.cat([rows.double() @ weight_CH for rows in torch.split(rows_KC, _ROWS)])
+    inner_KK = rows_KC[:, kept_K].double()
+    del rows_KC  # of a large layer each of these matrices takes gigabytes
+    inner_KK.diagonal().add_(damping * inner_KK.diagonal().mean())
     solved_KH: Tensor = torch.linalg.solve(inner_KK, cross_KH)
     return solved_KH.T.float()
 
 
-def principal_axes(covariances: list[Tensor], keep: int) -> Tensor:
-    """The `keep` directions that carry most of the residual stream, as orthonormal columns [H, D].
+def ordered_axes(covariances: Iterable[Tensor], *, centred: bool) -> Tensor:
+    """Orthonormal columns [H, H] in float64, those first that carry most of the residual stream.
 
     Each norm divides its input by its length, so each covariance counts with its trace taken out: otherwise the layers
-    with the largest activations would decide alone.
+    with the largest activations would decide alone. `centred` covariances leave out the stream's mean over its
+    dimensions; its direction comes last, also where the stream spans too few dimensions to fill the axes.
     """
-    return _leading_axes(_mean_covariance(covariances), keep).float()
-
-
-def _mean_covariance(covariances: list[Tensor]) -> Tensor:
-    total_HH = torch.zeros_like(covariances[0], dtype=torch.float64)
-    for covariance_HH in covariances:
-        total_HH += covariance_HH.double() / covariance_HH.double().trace()
-    return total_HH / len(covariances)
-
-
-def _leading_axes(covariance_HH: Tensor, keep: int) -> Tensor:
-    _, vectors_HH = torch.linalg.eigh(covariance_HH)
-    axes_HD = vectors_HH.flip(dims=[1])[:, :keep]
+    total_HH, count = None, 0
+    for covariance_HH in covariances:  # one at a time: together they may be larger than memory
+        share_HH = covariance_HH.double()
+        share_HH = share_HH / share_HH.trace()
+        total_HH = share_HH if total_HH is None else total_HH.add_(share_HH)
+        count += 1
+    assert total_HH is not None
+    mean_HH = total_HH.div_(count)
+    _, vectors_HH = torch.linalg.eigh(mean_HH - 1 / len(mean_HH) if centred else mean_HH)
+    axes_HH = vectors_HH.flip(dims=[1])
     # An eigenvector's sign is arbitrary and differs between linear algebra libraries: fix it by the largest entry.
-    largest = axes_HD.abs().argmax(dim=0, keepdim=True)
-    signed_HD: Tensor = axes_HD * axes_HD.gather(0, largest).sign()
-    return signed_HD
+    largest = axes_HH.abs().argmax(dim=0, keepdim=True)
+    signed_HH: Tensor = axes_HH * axes_HH.gather(0, largest).sign()
+    return signed_HH
 
 
-def mean_free_axes(covariances: list[Tensor], keep: int) -> Tensor:
+def principal_axes(axes_HH: Tensor, keep: int) -> Tensor:
+    """The `keep` directions that carry most of the residual stream, as orthonormal columns [H, D]."""
+    return axes_HH[:, :keep].float()
+
+
+def mean_free_axes(axes_HH: Tensor, keep: int) -> Tensor:
     """Principal axes for a stream that layer norms read, as orthonormal columns [H, D].
 
     A layer norm subtracts the mean over its input's dimensions, so the mean of the teacher's stream reaches no reader
@@ -59,9 +68,7 @@ def mean_free_axes(covariances: list[Tensor], keep: int) -> Tensor:
     subtracts one, changes nothing. (SliceGPT, 2401.15024, turns layer norms into RMS norms instead, which is another
     model class.)
     """
-    total_HH = _mean_covariance(covariances)
-    # The direction of the mean must come last, also where the stream spans too few dimensions to fill the axes.
-    inside_HD = _leading_axes(total_HH - 1 / len(total_HH), keep - 1)
+    inside_HD = axes_HH[:, : keep - 1]
     basis_DD = torch.eye(keep, dtype=torch.float64, device=inside_HD.device)
     basis_DD[:, 0] = 1.0
     free_DD = torch.linalg.qr(basis_DD)[0][:, 1:]  # a basis of what is at a right angle to the first column
@@ -109,14 +116,24 @@ def nearest_input(matrix_OD: Tensor, wanted_O: Tensor) -> Tensor:
     return solved_D.float()
 
 
-def retie(embedding_VD: Tensor, head_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """One matrix [V, D] for both ends, and the final norm's weight [D], when a rotation has made the ends differ.
+class TiedEnds:
+    """One matrix for both ends, and the final norm's weight, when a rotation has made the ends differ.
 
     Column by column, the scale is the least-squares match of head to embedding; the shared matrix is the mean of the
-    embedding and of the head divided by that scale. A column whose scale vanishes keeps the embedding's.
+    embedding and of the head divided by that scale. A column whose scale vanishes keeps the embedding's. The ends come
+    a few rows of the vocabulary at a time, for the scale and again for the matrix.
     """
-    scale_D = (head_VD * embedding_VD).sum(dim=0) / embedding_VD.square().sum(dim=0).clamp_min(1e-12)
-    usable_D = scale_D.abs() > 1e-3 * scale_D.abs().mean()
-    safe_D = torch.where(usable_D, scale_D, torch.ones_like(scale_D))
-    shared = torch.where(usable_D, (embedding_VD + head_VD / safe_D) / 2, embedding_VD)
-    return shared, scale_D
+
+    def __init__(self, ends: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """`ends` are pieces of both matrices, each [rows, D]."""
+        products_D, squares_D = torch.zeros(1), torch.zeros(1)
+        for embedding_VD, head_VD in ends:
+            products_D = (head_VD * embedding_VD).double().sum(dim=0) + products_D.to(head_VD.device)
+            squares_D = embedding_VD.double().square().sum(dim=0) + squares_D.to(head_VD.device)
+        self.scale_D: Tensor = (products_D / squares_D.clamp_min(1e-12)).float()
+        self._usable_D: Tensor = self.scale_D.abs() > 1e-3 * self.scale_D.abs().mean()
+
+    def shared(self, embedding_VD: Tensor, head_VD: Tensor) -> Tensor:
+        """These rows of the shared matrix."""
+        safe_D = torch.where(self._usable_D, self.scale_D, torch.ones_like(self.scale_D))
+        return torch.where(self._usable_D, (embedding_VD + head_VD / safe_D) / 2, embedding_VD)

@@ -4,56 +4,25 @@ Letters of shapes: H hidden, D kept hidden, C channels of a projection's input, 
 projection's output, V vocabulary.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
+from transformers import AutoConfig
 
-from foundry.engine.context import RunContext, Stopped
 from foundry.engine.prune import repair
-from foundry.engine.prune.calibrate import Channels, Statistics, Stream
 from foundry.engine.prune.plan import kept_rows
-from foundry.engine.tensors import write_tensors
-from foundry.errors import DamagedCheckpoint
+from foundry.engine.prune.statistics import Channels, Statistics, Stream
+from foundry.engine.tensors import Entry, Reader
 from foundry.intake.checkpoint import Checkpoint
 from foundry.spec.family import NORMS, READERS, WRITERS, Role, Weight
 from foundry.spec.family import Tensor as TensorPlace
 from foundry.spec.variant import PrunePlan
-
-_SHARD_BYTES = 4 * 2**30
-
-
-class Reader:
-    """The teacher's tensors, read from disk as they are asked for."""
-
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self._checkpoint, self._device = checkpoint, device
-        self._open = {
-            file: safe_open(file, framework="pt") for file in {entry.file for entry in checkpoint.tensors.values()}
-        }
-
-    def __call__(self, name: str) -> Tensor:
-        value: Tensor = self._open[self._checkpoint.tensors[name].file].get_tensor(name)  # type: ignore[no-untyped-call]
-        return value.to(self._device)
-
-
-def check_finite(checkpoint: Checkpoint, context: RunContext) -> None:
-    """Read every weight once, before any long work; raise `DamagedCheckpoint` for one that is not a number."""
-    read = Reader(checkpoint, context.device)
-    for name in checkpoint.tensors:
-        if context.should_stop():
-            raise Stopped
-        if not torch.isfinite(read(name)).all():
-            raise DamagedCheckpoint(
-                f"tensor {name!r} holds numbers that are infinite or not numbers; copy or train the checkpoint again",
-                pointer="/teacher",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +35,41 @@ class Slicer:
     device: torch.device
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the student in the teacher's dtype; a plan that cuts nothing leaves them as they are."""
-        for place in self.checkpoint.family.tensors(self.plan.shape, self.checkpoint.present):
-            original = self._read(self._source(place.weight, place))
-            yield place.name, self._cut(place, original).to(original.dtype).contiguous()
+        """Every tensor of the student."""
+        for place in self.places:
+            yield place.name, self.tensor(place)
+
+    def config(self) -> dict[str, Any]:
+        """The student's config.json. A setting of every layer that the teacher's config leaves to its class is said."""
+        config = dict(self.checkpoint.config)
+        if unsaid := [key for key in self.checkpoint.family.config_lists if key not in config]:
+            assumed = AutoConfig.for_model(**deepcopy(config))  # it writes into the rope settings
+            config |= {key: getattr(assumed, key) for key in unsaid if getattr(assumed, key, None)}
+        return self.checkpoint.family.config_for(config, self.plan.shape, self.plan.layers)
+
+    @property
+    def places(self) -> list[TensorPlace]:
+        """Every tensor of the student as the family table has it."""
+        return list(self.checkpoint.family.tensors(self.plan.shape, self.checkpoint.present))
+
+    def entries(self) -> list[Entry]:
+        """What the student's files will hold; every tensor keeps the type that it has in the teacher."""
+        return [Entry(place.name, self.dtype(place), place.size) for place in self.places]
+
+    def dtype(self, place: TensorPlace) -> torch.dtype:
+        return self._read.dtype(self._source(place.weight, place))
+
+    def tensor(self, place: TensorPlace) -> Tensor:
+        """One tensor in the teacher's dtype; a plan that cuts nothing leaves it as it is."""
+        source = self._source(place.weight, place)
+        if "vocab" not in place.weight.dims or not self._cuts_hidden:
+            original = self._read(source)
+            return self._cut(place, original).to(original.dtype).contiguous()
+        # Matrices with a row for every token are the largest, and each row is cut by itself.
+        made = torch.empty(place.size, dtype=self.dtype(place), device=self.device)
+        for rows, piece in self._read.pieces(source):
+            made[rows] = self._cut(place, piece).to(made.dtype)
+        return made
 
     @cached_property
     def axes_HD(self) -> Tensor:
@@ -77,7 +77,7 @@ class Slicer:
         if not self.plan.rotated:
             return torch.eye(self.plan.teacher_shape.hidden, device=self.device)[:, list(self.plan.hidden)]
         axes = repair.mean_free_axes if self.checkpoint.family.norm == "layer" else repair.principal_axes
-        return axes(self._found.covariances(), self.plan.shape.hidden)
+        return axes(self._found.axes_HH.to(self.device), self.plan.shape.hidden)
 
     @property
     def _found(self) -> Statistics:
@@ -128,7 +128,8 @@ class Slicer:
         if "refit" not in self.plan.repair or len(kept) == value.shape[weight.input_axis]:
             return self._keep(place, value, weight.input_axis)
         weight_HC = value.T if weight.input_axis == 0 else value
-        refitted_HK = repair.refit(weight_HC, self._channels(place).gram_CC, torch.tensor(kept, device=self.device))
+        gram_CC = self._channels(place).gram_CC.to(self.device)
+        refitted_HK = repair.refit(weight_HC, gram_CC, torch.tensor(kept, device=self.device))
         return refitted_HK.T if weight.input_axis == 0 else refitted_HK
 
     def _channels(self, place: TensorPlace) -> Channels:
@@ -151,7 +152,7 @@ class Slicer:
         value = value.float()
         if role in ("embedding", "positions"):
             if role == "embedding" and self.plan.shape.tied:
-                return self._tied_ends[0]
+                return self._tied.shared(*self._ends(value))
             return value @ self.axes_HD * (self._embedding_gain if role == "embedding" else 1.0)
         if role in WRITERS:
             hidden = 0 if weight.is_bias else weight.dims.index("hidden")
@@ -172,7 +173,7 @@ class Slicer:
             unit_D = self._keep(place, value.float() + family.norm_offset, 0)
             unit_D = unit_D / self._embedding_gain if tied_final else unit_D
         elif tied_final:
-            unit_D = self._tied_ends[1]
+            unit_D = self._tied.scale_D
         else:
             unit_D = torch.ones(self.plan.shape.hidden, device=self.device)
         return unit_D * self._gain(place) - family.norm_offset
@@ -182,10 +183,11 @@ class Slicer:
         if role in _BEHIND.values() and self.plan.rotated:
             stream = self._stream(role, place)
             weight_H = self._norm_weight(role, place)
-            return repair.post_norm_gain(stream.covariance_HH, weight_H, self.axes_HD)
+            return repair.post_norm_gain(stream.covariance_HH.to(self.device), weight_H, self.axes_HD)
         if "rescale" not in self.plan.repair:
             return 1.0
-        energy = repair.kept_energy(self._stream(role, place).covariance_HH, self.axes_HD)
+        covariance_HH = self._stream(role, place).covariance_HH.to(self.device)
+        energy = repair.kept_energy(covariance_HH, self.axes_HD)
         return repair.norm_gain(energy, self.plan.teacher_shape.hidden, self.plan.shape.hidden)
 
     def _norm_bias(self, place: TensorPlace, value: Tensor) -> Tensor:
@@ -207,7 +209,7 @@ class Slicer:
         scaled_OH = matrix_OH * self._norm_weight(place.weight.role, place)
         student_OD = scaled_OH @ self.axes_HD
         if place.weight.role == "final_norm" and self.plan.shape.tied:
-            student_OD = self._tied_ends[0]
+            student_OD = self._tied.shared(*self._ends(matrix_OH))
         return repair.nearest_input(student_OD, matrix_OH @ value.float())
 
     def _has_bias(self, weight: Weight) -> bool:
@@ -253,47 +255,20 @@ class Slicer:
         return Reader(self.checkpoint, self.device)
 
     @cached_property
-    def _tied_ends(self) -> tuple[Tensor, Tensor]:
+    def _tied(self) -> repair.TiedEnds:
+        pieces = self._read.pieces(self.checkpoint.family.embedding)
+        return repair.TiedEnds(self._ends(piece) for _, piece in pieces)
+
+    def _ends(self, embedding_VH: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of a tied matrix turned, once as the embedding and once as the head, whose norm moves into it."""
+        embedding = embedding_VH.float()
+        return embedding @ self.axes_HD * self._embedding_gain, (embedding * self._final_norm_H) @ self.axes_HD
+
+    @cached_property
+    def _final_norm_H(self) -> Tensor:
         family = self.checkpoint.family
-        embedding_VH = self._read(family.embedding).float()
-        norm_H = self._read(family.row("final_norm").name).float() + family.norm_offset
-        return repair.retie(embedding_VH @ self.axes_HD * self._embedding_gain, (embedding_VH * norm_H) @ self.axes_HD)
+        return self._read(family.row("final_norm").name).float() + family.norm_offset
 
 
 _BEHIND: Mapping[Role, Role] = {"o": "attention_post_norm", "down": "ffn_post_norm"}
 """The norm that may stand behind a writer."""
-
-
-def write_sharded(tensors: Iterator[tuple[str, Tensor]], folder: Path, shard_bytes: int = _SHARD_BYTES) -> None:
-    """Write tensors as they come; one model.safetensors, or shards with an index when one is too small."""
-    shards: list[dict[str, Tensor]] = [{}]
-    written: list[tuple[Path, list[str]]] = []
-    total = filled = 0
-    for name, value in tensors:
-        size = value.numel() * value.element_size()
-        if filled and filled + size > shard_bytes:
-            written.append(_flush(shards[-1], folder, len(written)))
-            shards, filled = [{}], 0
-        shards[-1][name] = value.cpu()
-        filled, total = filled + size, total + size
-    written.append(_flush(shards[-1], folder, len(written)))
-    _name_shards(written, folder, total)
-
-
-def _flush(shard: Mapping[str, Tensor], folder: Path, number: int) -> tuple[Path, list[str]]:
-    path = folder / f"part-{number}.safetensors"
-    write_tensors(shard, path)
-    return path, list(shard)
-
-
-def _name_shards(written: list[tuple[Path, list[str]]], folder: Path, total_bytes: int) -> None:
-    if len(written) == 1:
-        written[0][0].rename(folder / "model.safetensors")
-        return
-    where = {}
-    for number, (path, names) in enumerate(written, start=1):
-        final = f"model-{number:05d}-of-{len(written):05d}.safetensors"
-        path.rename(folder / final)
-        where.update(dict.fromkeys(names, final))
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")

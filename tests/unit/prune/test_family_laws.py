@@ -1,6 +1,6 @@
 """What must hold for every family: laws of slicing and repair, on genuine tiny models of transformers' own classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -9,27 +9,24 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from foundry.engine.context import RunContext
-from foundry.engine.corpus import Packed
-from foundry.engine.models import load_model, save_model
-from foundry.engine.prune.calibrate import Statistics, calibrate
-from foundry.engine.prune.choose import choose_layers
-from foundry.engine.prune.layers import Layers
-from foundry.engine.prune.local import repair_locally
+from foundry.engine.models import load_model
+from foundry.engine.products import logits_of
+from foundry.engine.prune.cutting import Cutting
+from foundry.engine.prune.depth import choose_layers, losses_with
+from foundry.engine.prune.layers import StreamedModel
 from foundry.engine.prune.plan import make_plan
-from foundry.engine.prune.slicer import Slicer, check_finite, write_sharded
-from foundry.engine.prune.stage import student_config, student_in_memory
+from foundry.engine.prune.slicer import Slicer
+from foundry.engine.prune.statistics import Statistics
+from foundry.engine.tensors import check_finite, write_sharded
 from foundry.engine.workspace import write_json
 from foundry.errors import DamagedCheckpoint
 from foundry.intake.checkpoint import Checkpoint, open_checkpoint
 from foundry.spec.family import families
-from foundry.spec.stages import Repair
+from foundry.spec.stages import Prune, Repair
 from foundry.spec.variant import PrunePlan
+from tests.cutting import CONTEXT, IDS, opened
 from tests.families import FAMILY_NAMES, MODELS_WITH_EXPERTS, TIED_ONLY, save_genuine
 
-CONTEXT = RunContext(emit=lambda event: None, device=torch.device("cpu"), dtype=torch.float32, seed=0)
-IDS = torch.randint(0, 320, (4, 32), generator=torch.Generator().manual_seed(1))
-TEXT = Packed(IDS, torch.arange(32).expand_as(IDS), torch.ones_like(IDS, dtype=torch.bool), bytes=0)
 ALL: tuple[Repair, ...] = ("refit", "rotate", "rescale")
 EVERY = pytest.mark.parametrize("name", FAMILY_NAMES)
 STEP_TOGETHER = tuple(name for name in FAMILY_NAMES if families()[name].heads_fill_hidden)
@@ -42,13 +39,18 @@ class Cut:
         self.folder = folder
         self.checkpoint: Checkpoint = open_checkpoint(folder)
         self.teacher = load_model(folder, dtype=torch.float32, device="cpu")
-        self._found: Statistics | None = None
+        self._cutting: Cutting | None = None
+
+    @property
+    def cutting(self) -> Cutting:
+        """Opened when first asked for."""
+        if self._cutting is None:
+            self._cutting = opened(self.folder, Prune(local_epochs=20))
+        return self._cutting
 
     @property
     def statistics(self) -> Statistics:
-        if self._found is None:
-            self._found = calibrate(self.teacher, self.checkpoint.family, self.checkpoint.shape, TEXT, CONTEXT)
-        return self._found
+        return self.cutting.statistics
 
     def plan(self, change: dict[str, int], repairs: tuple[Repair, ...] = ()) -> PrunePlan:
         shape = self.checkpoint.shape.model_copy(update=change)
@@ -63,12 +65,14 @@ class Cut:
         slicer = self.slicer(change, repairs)
         out = self.folder.with_name("student")
         out.mkdir(exist_ok=True)
-        write_sharded(slicer.tensors(), out)
-        write_json(out / "config.json", student_config(slicer))
-        open_checkpoint(out)
-        student = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-        torch.testing.assert_close(logits(student_in_memory(slicer, CONTEXT)), logits(student), rtol=0, atol=0)
-        return student
+        write_sharded(slicer.tensors(), slicer.entries(), out)
+        return _open(slicer, out)
+
+
+def _open(slicer: Slicer, folder: Path) -> PreTrainedModel:
+    write_json(folder / "config.json", slicer.config())
+    open_checkpoint(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def logits(model: PreTrainedModel) -> Tensor:
@@ -267,48 +271,74 @@ def test_every_axis_together_gives_a_plain_checkpoint(tmp_path: Path, name: str)
 
 
 @EVERY
-def test_a_layer_run_alone_equals_the_whole_model(tmp_path: Path, name: str) -> None:
+def test_layers_loaded_one_by_one_equal_the_whole_model(tmp_path: Path, name: str) -> None:
+    """Masks, rotary angles, layer types, experts and the end: bit for bit."""
     cut = _made(tmp_path, name, layers=6)
-    layers = Layers(cut.teacher, cut.checkpoint.family, 6)
+    streamed = cut.cutting.teacher
     inputs = {"input_ids": IDS, "position_ids": torch.arange(32).expand_as(IDS), "use_cache": False}
     with torch.no_grad():
-        stream = layers.stream(inputs)
+        with streamed.beginning() as begin:
+            stream = begin(inputs)
         for layer in range(6):
-            stream = layers.run(layer, inputs, stream)
-        final = cut.teacher.get_submodule(cut.checkpoint.family.row("final_norm").module)
-        torch.testing.assert_close(final(stream), cut.teacher.base_model(**inputs).last_hidden_state, rtol=0, atol=0)
+            with streamed.layer(layer):
+                stream = streamed.run(layer, inputs, stream)
+        with streamed.end() as end:
+            found = logits_of(end.hidden(stream).flatten(0, 1), end.head_VH, end.softcap).view(*IDS.shape, -1)
+    torch.testing.assert_close(found, cut.teacher(**inputs).logits, rtol=1e-5, atol=1e-5)
+    assert all(parameter.is_meta for parameter in _layer_parameters(streamed, 6))
+
+
+def _layer_parameters(streamed: StreamedModel, layers: int) -> Iterator[torch.nn.Parameter]:
+    for layer in range(layers):
+        yield from streamed.module(streamed.family.layer_module.format(layer=layer)).parameters()
 
 
 @EVERY
 def test_local_repair_brings_every_layer_nearer_and_is_written_as_a_plain_checkpoint(tmp_path: Path, name: str) -> None:
     cut = _made(tmp_path, name, layers=3)
     change = {"hidden": 24, "ffn": 24, "layers": 2} | ({"heads": 3, "kv_heads": 3} if name in STEP_TOGETHER else {})
-    slicer = cut.slicer(change, ALL)
-    student = student_in_memory(slicer, CONTEXT)
-    before = logits(student)
-    errors = repair_locally(
-        student, cut.teacher, cut.checkpoint.family, slicer.plan, slicer.axes_HD, TEXT, CONTEXT, epochs=20
-    )
+    plan = cut.plan(change, (*ALL, "local"))
+    out = tmp_path / "repaired"
+    out.mkdir()
+    errors, kl = cut.cutting.grow(plan, out)
     assert all(after <= earlier for earlier, after in errors)
     assert errors[-1][1] < 0.9 * errors[-1][0]
-    assert not torch.equal(logits(student), before)
-    like = tmp_path / "like"
-    like.mkdir()
-    write_json(like / "config.json", student_config(slicer))
-    save_model(student, like=like, folder=tmp_path / "repaired", dtype=torch.float32)
-    open_checkpoint(tmp_path / "repaired")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "repaired", dtype=torch.float32)
-    assert torch.equal(logits(again), logits(student))
+    student = _open(cut.cutting.slicer(plan), out)
+    choice = cut.cutting.texts.packed.ids_NS[4:]
+    assert kl == pytest.approx(_kl(cut.teacher, student, choice), rel=1e-4)
+
+
+@torch.no_grad()
+def _kl(teacher: PreTrainedModel, student: PreTrainedModel, ids_NS: Tensor) -> float:
+    """By the definition, in float64."""
+    p, q = (torch.log_softmax(model(ids_NS).logits[:, :-1].double(), dim=-1) for model in (teacher, student))
+    return float((p.exp() * (p - q)).sum(dim=-1).mean())
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_losses_without_layers_equal_the_whole_model_with_those_passed_over(tmp_path: Path, name: str) -> None:
+    cut = _made(tmp_path, name, layers=6)
+    sets = [(0, 1, 2, 5), (0, 2, 4, 5), (2, 3, 4, 5)]
+    found = losses_with(cut.cutting.teacher, cut.cutting.texts, sets, CONTEXT)
+    ids_NS = cut.cutting.texts.packed.ids_NS[4:]
+    blocks = [cut.teacher.get_submodule(cut.checkpoint.family.layer_module.format(layer=n)) for n in range(6)]
+    for kept, loss in zip(sets, found, strict=True):
+        for number, block in enumerate(blocks):
+            block.__dict__.pop("forward", None)
+            if number not in kept:
+                block.forward = lambda stream, *_, **__: stream
+        with torch.no_grad():
+            scores = cut.teacher(ids_NS).logits[:, :-1].flatten(0, 1)
+        wanted = torch.nn.functional.cross_entropy(scores, ids_NS[:, 1:].flatten())
+        assert loss == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_layers_are_chosen_by_the_loss_without_the_others() -> None:
     """A block that distances would not pick, and single layers that they would: the loss decides."""
-
-    def loss(kept: tuple[int, ...]) -> float:
-        return {(0, 3): 1.0, (0, 2): 2.0}.get(kept, 3.0)
-
-    assert choose_layers([0.9, 0.1, 0.8, 0.2], 2, loss) == ((0, 3), 1.0)
-    assert choose_layers([0.9, 0.1, 0.8, 0.2], 2, lambda kept: float(kept != (0, 2))) == ((0, 2), 0.0)
+    distances = [0.9, 0.1, 0.8, 0.2]
+    wanted = {(0, 3): 1.0, (0, 2): 2.0}
+    assert choose_layers(distances, 2, lambda sets: [wanted.get(kept, 3.0) for kept in sets]) == ((0, 3), 1.0)
+    assert choose_layers(distances, 2, lambda sets: [float(kept != (0, 2)) for kept in sets]) == ((0, 2), 0.0)
 
 
 def test_weights_that_are_no_numbers_are_refused_before_any_work(tmp_path: Path) -> None:

@@ -7,24 +7,19 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from foundry.engine.context import RunContext
-from foundry.engine.corpus import Packed
-from foundry.engine.models import load_model
 from foundry.engine.prune import repair
-from foundry.engine.prune.calibrate import Statistics, calibrate
 from foundry.engine.prune.choose import choose_shape
 from foundry.engine.prune.plan import best, best_heads, make_plan
-from foundry.engine.prune.slicer import Slicer, write_sharded
+from foundry.engine.prune.slicer import Slicer
+from foundry.engine.prune.statistics import Statistics
+from foundry.engine.tensors import CheckpointWriter, Entry, write_sharded
 from foundry.engine.workspace import write_json
 from foundry.errors import DamagedCheckpoint
 from foundry.intake.checkpoint import Checkpoint, open_checkpoint
 from foundry.spec.family import Shape
 from foundry.spec.stages import Repair
+from tests.cutting import CONTEXT, IDS, opened
 from tests.tiny import new_model, save
-
-CONTEXT = RunContext(emit=lambda event: None, device=torch.device("cpu"), dtype=torch.float32, seed=0)
-IDS = torch.randint(0, 320, (4, 32), generator=torch.Generator().manual_seed(1))
-TEXT = Packed(IDS, torch.arange(32).expand_as(IDS), torch.ones_like(IDS, dtype=torch.bool), bytes=0)
 
 
 def _student(
@@ -37,15 +32,14 @@ def _student(
     plan = make_plan(checkpoint.family, checkpoint.shape, shape, found, repairs, "test")
     out = folder.with_name(folder.name + "-student")
     out.mkdir(exist_ok=True)
-    write_sharded(Slicer(checkpoint=checkpoint, plan=plan, statistics=found, device=CONTEXT.device).tensors(), out)
-    write_json(out / "config.json", checkpoint.family.config_for(checkpoint.config, shape))
+    slicer = Slicer(checkpoint=checkpoint, plan=plan, statistics=found, device=CONTEXT.device)
+    write_sharded(slicer.tensors(), slicer.entries(), out)
+    write_json(out / "config.json", slicer.config())
     return AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32), checkpoint
 
 
 def _statistics(folder: Path) -> Statistics:
-    checkpoint = open_checkpoint(folder)
-    teacher = load_model(folder, dtype=torch.float32, device="cpu")
-    return calibrate(teacher, checkpoint.family, checkpoint.shape, TEXT, CONTEXT)
+    return opened(folder).statistics
 
 
 def _logits(model: LlamaForCausalLM) -> Tensor:
@@ -184,7 +178,9 @@ def test_norm_gain_restores_the_magnitude_after_an_index_cut() -> None:
 def test_retie_changes_nothing_when_the_ends_differ_by_a_scale() -> None:
     embedding = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     scale = torch.linspace(0.5, 2, 8)
-    shared, found = repair.retie(embedding, embedding * scale)
+    head = embedding * scale
+    ends = repair.TiedEnds([(embedding[:20], head[:20]), (embedding[20:], head[20:])])
+    shared, found = ends.shared(embedding, head), ends.scale_D
     torch.testing.assert_close(found, scale)
     torch.testing.assert_close(shared, embedding)
 
@@ -230,7 +226,11 @@ def test_write_sharded_opens_again_when_in_several_shards(tmp_path: Path) -> Non
     folder = save(tmp_path / "teacher", teacher)
     for path in folder.glob("*.safetensors"):
         path.unlink()
-    write_sharded(iter(teacher.state_dict().items()), folder, shard_bytes=20_000)
+    tensors = teacher.state_dict()
+    entries = [Entry(name, value.dtype, tuple(value.shape)) for name, value in tensors.items()]
+    with CheckpointWriter(folder, entries, shard_bytes=20_000) as writer:
+        for name in sorted(tensors):
+            writer.write(name, tensors[name])
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert torch.equal(_logits(again), _logits(teacher))

@@ -1,0 +1,236 @@
+"""Makes a student from the bottom up, one layer in memory at a time: cut it, let it learn, write it, run it.
+
+N rows, S positions, H teacher's hidden, D student's hidden.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foundry.engine.context import RunContext, Stopped
+from foundry.engine.evaluate.compare import Outputs, sums_of
+from foundry.engine.products import inner_dtype, operand
+from foundry.engine.prune.calibrate import Calibration
+from foundry.engine.prune.layers import StreamedModel
+from foundry.engine.prune.local import learn
+from foundry.engine.prune.slicer import Slicer
+from foundry.engine.prune.streams import new_stream, open_stream
+from foundry.engine.prune.texts import Texts
+from foundry.engine.tensors import CheckpointWriter
+from foundry.engine.workspace import read_json, write_json
+from foundry.spec.lifecycle import Progress
+
+Errors = list[tuple[float, float]]
+"""Of each layer's output, relative and squared, before and after its repair."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What layers learn from; None in its place cuts them and no more."""
+
+    rows: slice
+    """Of the calibration."""
+    goals: Callable[[int], Tensor]
+    """The teacher's streams of these rows [N, S, H] in front of one of its layers, asked for in ascending order."""
+    epochs: int
+
+
+class Growth:
+    """One student in the making. With a `writer`, a growth cut short is taken up from its folder."""
+
+    def __init__(
+        self, slicer: Slicer, calibration: Calibration, lesson: Lesson | None, folder: Path, context: RunContext,
+        writer: CheckpointWriter | None = None,
+    ) -> None:  # fmt: skip
+        self._slicer, self._calibration, self._lesson = slicer, calibration, lesson
+        self._folder, self._context, self._writer = folder, context, writer
+        self._texts: Texts = calibration.texts
+        self._plan = slicer.plan
+        self._student = StreamedModel(
+            slicer.config(), slicer.checkpoint.family, self._plan.shape, slicer.checkpoint.present, slicer.tensor,
+            device=context.device, dtype=context.dtype,
+        )  # fmt: skip
+        learned = self._texts.batches(lesson.rows) if lesson else []
+        self._learned = len(learned)
+        self._batches = [*learned, *self._texts.batches(self._texts.choice)]
+
+    def run(self) -> Errors:
+        """Up to the last layer. Raises `Stopped` between layers."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        errors: Errors = []
+        if self._state_file.exists():
+            errors = [(before, after) for before, after in read_json(self._state_file)]
+        else:
+            self._begin()
+        for layer in range(len(errors), self._plan.shape.layers):
+            if self._context.should_stop():
+                raise Stopped
+            errors.append(self._layer(layer))
+            self._note(errors)
+            self._stream_file(layer).unlink()
+            self._context.progress(Progress(stage="prune", step=layer + 1, steps=self._plan.shape.layers))
+        return errors
+
+    @torch.no_grad()
+    def kl(self) -> float:
+        """KL(teacher || student) of a grown student on the choice, nats per token."""
+        choice, total = self._calibration.choice(), 0.0
+        stream = self._stream(self._plan.shape.layers)
+        dtype, device = self._context.dtype, self._context.device
+        with self._student.end() as mine, self._calibration.teacher.end() as theirs, inner_dtype(dtype, device):
+            heads = operand(mine.head_VH, dtype), operand(theirs.head_VH, dtype)
+            start = self._texts.choice.start
+            for number in range(self._learned, len(self._batches)):
+                rows = self._batches[number]
+                targets_BS, labels_T = self._texts.labels(rows, device)
+                read_BSD = mine.hidden(stream[self._place(number)].to(device))
+                read_BSH = choice[rows.start - start : rows.stop - start].to(device)
+                sums = sums_of(
+                    labels_T,
+                    Outputs(operand(read_BSD[targets_BS], dtype), heads[0], mine.softcap),
+                    Outputs(operand(read_BSH[targets_BS], dtype), heads[1], theirs.softcap),
+                )
+                total += float(sums[1])
+        return total / self._texts.counted(self._texts.choice)
+
+    def _begin(self) -> None:
+        """What stands outside the layers, and the stream in front of the first."""
+        if self._writer:
+            for place in self._slicer.places:
+                if not place.weight.per_layer:
+                    self._writer.write(place.name, self._slicer.tensor(place))
+        with self._student.beginning() as begin, self._new_stream(0) as stream, torch.no_grad():
+            for number in range(len(self._batches)):
+                stream[self._place(number)] = begin(self._inputs(number)).to(stream)
+        self._note([])
+
+    def _note(self, errors: Errors) -> None:
+        """How far it is; one entry a layer."""
+        if self._writer:
+            self._writer.sync()
+            write_json(self._state_file, errors)
+
+    def _layer(self, layer: int) -> tuple[float, float]:
+        before = self._stream(layer)
+
+        def output(number: int) -> Tensor:
+            stream_BSD = before[self._place(number)].to(self._context.device)
+            with self._autocast():
+                return self._student.run(layer, self._inputs(number), stream_BSD)
+
+        with self._student.layer(layer, torch.float32) as module:
+            errors = self._learn(layer, module, output) if self._lesson else (0.0, 0.0)
+            self._round(layer)
+            if self._writer:
+                for place, value in self._student.stored(layer):
+                    self._writer.write(place.name, value.to(self._slicer.dtype(place)))
+            with self._new_stream(layer + 1) as after, torch.no_grad():
+                for number in range(len(self._batches)):
+                    after[self._place(number)] = output(number).to(after)
+        return errors
+
+    def _learn(self, layer: int, module: nn.Module, output: Callable[[int], Tensor]) -> tuple[float, float]:
+        assert self._lesson is not None
+        following = (*self._plan.layers[1:], self._plan.teacher_shape.layers)[layer]
+        wanted = self._lesson.goals(following)
+        rows = self._lesson.rows
+        size = (rows.stop - rows.start, self._texts.packed.sequence_tokens, self._plan.shape.hidden)
+        goals = open_stream(self._folder / "goals.bin", size, self._context.dtype)
+        for number in range(self._learned):
+            some = self._batches[number]
+            goals[some] = (wanted[some].to(self._context.device).float() @ self._slicer.axes_HD).to(goals)
+        return learn(
+            module, output, lambda number: goals[self._batches[number]].to(self._context.device), self._learned,
+            hidden=self._plan.shape.hidden, epochs=self._lesson.epochs, seed=self._context.seed,
+            rounded=lambda: self._round(layer),
+        )  # fmt: skip
+
+    def _round(self, layer: int) -> None:
+        """To the type in which the weights are stored: what comes above sees the layer as it will be."""
+        for place, value in self._student.stored(layer):
+            value.copy_(value.to(self._slicer.dtype(place)))
+
+    def _place(self, number: int) -> slice:
+        """Where a batch's rows lie in the student's streams: the choice follows right behind what is learned from."""
+        rows = self._batches[number]
+        if number < self._learned or not self._learned:
+            start = 0 if self._learned else self._texts.choice.start
+            return slice(rows.start - start, rows.stop - start)
+        shift = self._texts.choice.start - self._batches[self._learned - 1].stop
+        return slice(rows.start - shift, rows.stop - shift)
+
+    def _inputs(self, number: int) -> dict[str, Any]:
+        return self._texts.inputs(self._batches[number], self._context.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self._context.device.type, self._context.dtype, enabled=self._context.dtype != torch.float32
+        )
+
+    @property
+    def _state_file(self) -> Path:
+        return self._folder / "layers.json"
+
+    @property
+    def _size(self) -> tuple[int, int, int]:
+        rows = sum(batch.stop - batch.start for batch in self._batches)
+        return rows, self._texts.packed.sequence_tokens, self._plan.shape.hidden
+
+    def _stream_file(self, layer: int) -> Path:
+        return self._folder / f"student-{layer:04d}.bin"
+
+    def _stream(self, layer: int) -> Tensor:
+        return open_stream(self._stream_file(layer), self._size, self._context.dtype)
+
+    def _new_stream(self, layer: int) -> Any:
+        size, dtype = self._size, self._context.dtype
+        return new_stream(self._stream_file(layer), size, dtype, durable=self._writer is not None)
+
+
+class TeacherStreams:
+    """The teacher's streams of the whole calibration, moved up as they are asked for."""
+
+    def __init__(self, teacher: StreamedModel, texts: Texts, folder: Path, context: RunContext) -> None:
+        self._teacher, self._texts, self._folder, self._context = teacher, texts, folder, context
+
+    @torch.no_grad()
+    def before(self, layer: int) -> Tensor:
+        """In front of a layer [N, S, H]. Raises `Stopped`."""
+        reached = self._reached()
+        if reached is None:
+            with self._teacher.beginning() as begin, self._new(0) as stream:
+                for rows in self._texts.batches(self._texts.calibration):
+                    stream[rows] = begin(self._texts.inputs(rows, self._context.device)).to(stream)
+            reached = 0
+        for number in range(reached, layer):
+            below = self._open(number)
+            with self._teacher.layer(number), self._new(number + 1) as above:
+                for rows in self._texts.batches(self._texts.calibration):
+                    if self._context.should_stop():
+                        raise Stopped
+                    inputs = self._texts.inputs(rows, self._context.device)
+                    above[rows] = self._teacher.run(number, inputs, below[rows].to(self._context.device)).to(above)
+            self._file(number).unlink()
+        return self._open(layer)
+
+    def _reached(self) -> int | None:
+        """The highest layer that a file stands in front of; after a crash there may be two."""
+        found = sorted(int(path.stem.removeprefix("teacher-")) for path in self._folder.glob("teacher-*.bin"))
+        return found[-1] if found else None
+
+    def _file(self, layer: int) -> Path:
+        return self._folder / f"teacher-{layer:04d}.bin"
+
+    @property
+    def _size(self) -> tuple[int, int, int]:
+        return self._texts.calibration_rows, self._texts.packed.sequence_tokens, self._teacher.shape.hidden
+
+    def _open(self, layer: int) -> Tensor:
+        return open_stream(self._file(layer), self._size, self._context.dtype)
+
+    def _new(self, layer: int) -> Any:
+        return new_stream(self._file(layer), self._size, self._context.dtype)

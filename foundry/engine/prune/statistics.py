@@ -1,0 +1,123 @@
+"""What calibration found, a file for each layer: scores are held in memory, matrices read when a repair needs them.
+
+H hidden, C channels of a projection's input, E experts, L layers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from foundry.engine.prune import repair
+from foundry.spec.family import Family, Role, Shape
+
+POST_NORMS: tuple[Role, ...] = ("attention_post_norm", "ffn_post_norm")
+
+
+class Stored:
+    """Tensors of one file, read one by one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __call__(self, name: str) -> Tensor:
+        with safe_open(self._path, framework="pt") as file:
+            value: Tensor = file.get_tensor(name)
+        return value
+
+    def names(self) -> list[str]:
+        with safe_open(self._path, framework="pt") as file:
+            return list(file.keys())
+
+
+class Channels:
+    """What the input of one output projection says about its channels."""
+
+    def __init__(self, stored: Stored, name: str) -> None:
+        self._stored, self._name = stored, name
+        self.score_C = stored(f"{name}.score")
+        """The Minitron statistic sqrt(sum_b (mean_s |x|)^2): mean over the sequence, L2 over the batch (arXiv
+        2407.14679, section 2.2)."""
+
+    @property
+    def gram_CC(self) -> Tensor:
+        """sum x x^T over all positions, for the least-squares refit."""
+        return self._stored(f"{self._name}.gram")
+
+
+class Stream:
+    """One place of the residual stream."""
+
+    def __init__(self, stored: Stored, name: str) -> None:
+        self._stored, self._name = stored, name
+        self.score_H = stored(f"{name}.score")
+        """The Minitron statistic of what the readers see there."""
+
+    @property
+    def covariance_HH(self) -> Tensor:
+        """sum x x^T of the stream; without its mean over dimensions where layer norms read it."""
+        return self._stored(f"{self._name}.covariance")
+
+
+class LayerStatistics:
+    """What was found in one layer."""
+
+    def __init__(self, path: Path, experts: int) -> None:
+        stored = Stored(path)
+        self.attention = Channels(stored, "attention")
+        self.ffn = [Channels(stored, f"ffn.{expert}") for expert in range(max(1, experts))]
+        """One of each expert; one alone in a dense model."""
+        places = {name.split(".")[1] for name in stored.names() if name.startswith("streams.")}
+        self.streams: dict[str, Stream] = {role: Stream(stored, f"streams.{role}") for role in sorted(places)}
+        """By the norm that stands there; `attention_norm` and `ffn_norm` also where the readers have no norm."""
+        self.expert_score_E = stored("expert_score")
+        """Mean over tokens of the length of each expert's weighted output (Minitron for mixtures of experts)."""
+        self.cosine_sum = stored("cosine_sum")
+        """Of the cosines between the layer's input and output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """All that calibration found. Lists run over the teacher's layers."""
+
+    layers: list[LayerStatistics]
+    final_norm: Stream
+    tokens: int
+    centred: bool
+    """Whether layer norms read the stream, which subtract its mean over dimensions."""
+
+    @property
+    def distance_L(self) -> Tensor:
+        """1 - mean cos(input, output) of each layer: its influence on the stream (ShortGPT, arXiv 2403.03853)."""
+        return 1 - torch.stack([layer.cosine_sum for layer in self.layers]) / self.tokens
+
+    @property
+    def hidden_score_H(self) -> Tensor:
+        """The readers' scores summed over layers; the final norm feeds no projection and does not count (Minitron)."""
+        return torch.stack([stream.score_H for stream in self._read_streams()]).sum(dim=0)
+
+    @cached_property
+    def axes_HH(self) -> Tensor:
+        """Orthonormal columns, those first that carry most of the stream where something reads it, in float64."""
+        places = [*self._read_streams(), self.final_norm]
+        return repair.ordered_axes((stream.covariance_HH for stream in places), centred=self.centred)
+
+    def _read_streams(self) -> Iterator[Stream]:
+        for layer in self.layers:
+            yield from (layer.streams["attention_norm"], layer.streams["ffn_norm"])
+
+
+def places_of(family: Family) -> list[Role]:
+    """Where a layer's stream is listened to."""
+    return ["attention_norm", "ffn_norm", *(role for role in POST_NORMS if family.find(role))]
+
+
+def bytes_of_layer(family: Family, shape: Shape) -> int:
+    """What one layer's statistics take: a square float32 matrix for each projection and place of the stream."""
+    attention = shape.heads * shape.head_dim
+    channels = max(1, shape.experts) * shape.ffn**2 + attention**2
+    return 4 * (channels + len(places_of(family)) * shape.hidden**2)
