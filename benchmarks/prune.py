@@ -149,9 +149,10 @@ def _heading(bench: Bench, args: argparse.Namespace) -> str:
     return (
         f"{args.name}: held-out loss {bench.base:.4f} nats on {bench.held_out.counted_tokens:,} tokens; "
         f"{bench.whole:,} parameters without embedding; calibrated on {bench.text.counted_tokens:,} tokens; "
-        f"{bench.candidates} shapes compared on {bench.choice.counted_tokens:,}; local repair {DEFAULTS.local_epochs} epochs; "
-        f"seed {args.seed}; {platform.machine()} {bench.context.device.type}, float32, Python "
-        f"{platform.python_version()}, " + ", ".join(_versions("torch", "transformers", "torch-pruning"))
+        f"{bench.candidates} shapes compared on {bench.choice.counted_tokens:,}; "
+        f"local repair {DEFAULTS.local_epochs} epochs; seed {args.seed}; {platform.machine()} "
+        f"{bench.context.device.type}, float32, Python {platform.python_version()}, "
+        + ", ".join(_versions("torch", "transformers", "torch-pruning"))
     )
 
 

@@ -186,6 +186,16 @@ class QueryScale(Record):
     """The number of layers at which llama.cpp takes hidden / heads."""
 
 
+class Carrier(Record):
+    """Another family, whose class computes the same and takes shapes that this one's class refuses."""
+
+    family: str
+    architecture: str
+    """The class as config.json names it."""
+    null: tuple[str, ...] = ()
+    """Settings that must be null there for it to compute the same."""
+
+
 class Family(Record):
     """Everything the house knows about models that share weight names."""
 
@@ -231,6 +241,8 @@ class Family(Record):
     """Whether the model multiplies embeddings by the square root of hidden, as Gemma does."""
     hidden_multiple_of_heads: bool = False
     """The config class refuses a hidden that heads do not divide, even where head_dim is given."""
+    carrier: Carrier | None = None
+    """Saves what this class refuses, unless the model has an optional weight."""
     heads_fill_hidden: bool = False
     """The model takes hidden / heads for head_dim and nothing else: heads are cut with hidden, in step."""
     rope_by_layer_type: bool = False
@@ -300,6 +312,11 @@ class Family(Record):
         """Whether turning the residual stream changes nothing: no norm behind a writer."""
         return "attention_post_norm" not in self._by_role and "ffn_post_norm" not in self._by_role
 
+    def carried_by(self, shape: Shape, present: frozenset[str]) -> Carrier | None:
+        """Who saves a shape that this family's class refuses; None where the class takes it or nobody does."""
+        refused = self.hidden_multiple_of_heads and shape.hidden % shape.heads != 0
+        return self.carrier if refused and not present else None
+
     def value(self, config: Mapping[str, Any], key: str) -> Any:
         """A setting under its name or its other name."""
         found = config.get(key)
@@ -339,12 +356,14 @@ class Family(Record):
         return Shape(**sizes, tied=bool(tied))
 
     def config_for(
-        self, teacher_config: Mapping[str, Any], shape: Shape, layers: tuple[int, ...] | None = None
-    ) -> dict[str, Any]:
+        self, teacher_config: Mapping[str, Any], shape: Shape, layers: tuple[int, ...] | None = None,
+        present: frozenset[str] = frozenset(),
+    ) -> dict[str, Any]:  # fmt: skip
         """The student's config.json: the teacher's known keys with the new sizes, and nothing else.
 
-        `layers` are the teacher's layers that stay; None keeps all. Both spellings of the rope settings are written:
-        transformers 4 takes a version-5 `rope_parameters` for absent and falls back to theta 10000 without a word.
+        `layers` are the teacher's layers that stay, None keeps all; `present` names its optional table rows. Both
+        spellings of the rope settings are written: transformers 4 takes a version-5 `rope_parameters` for absent and
+        falls back to theta 10000 without a word.
         """
         kept = {key: teacher_config[key] for key in self.config_keep if key in teacher_config}
         for key in self.config_lists:
@@ -352,7 +371,13 @@ class Family(Record):
                 kept[key] = entries if layers is None else [entries[layer] for layer in layers]
         sizes = {key: getattr(shape, axis) for axis, key in self.config.items()}
         kept |= _rope_by_layer_type(teacher_config) if self.rope_by_layer_type else _rope_both_ways(teacher_config)
-        return {**kept, **sizes, "tie_word_embeddings": shape.tied, "model_type": teacher_config["model_type"]}
+        kept |= sizes | {"tie_word_embeddings": shape.tied, "model_type": teacher_config["model_type"]}
+        if carrier := self.carried_by(shape, present):
+            other = families()[carrier.family]
+            kept = {key: kept[key] for key in kept if key in other.config_keep or key not in self.config_keep}
+            kept |= {"model_type": other.model_types[0], "architectures": [carrier.architecture]}
+            kept |= dict.fromkeys(carrier.null)
+        return kept
 
     def tensors(self, shape: Shape, present: frozenset[str] = frozenset()) -> Iterator["Tensor"]:
         """Every tensor of a model of this shape, first those outside the layers, then layer by layer.

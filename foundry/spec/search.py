@@ -91,10 +91,10 @@ class Grid(NamedTuple):
     in_step: bool
     """Whether heads fill hidden, so that only pairs of them with hidden = heads x head_dim exist."""
     divides: bool
-    """Whether hidden must be a multiple of heads."""
+    """Whether hidden must be a multiple of heads: no class takes it otherwise."""
 
     @classmethod
-    def of(cls, family: Family, teacher: Shape, axes: Iterable[Axis]) -> "Grid":
+    def of(cls, family: Family, teacher: Shape, axes: Iterable[Axis], present: frozenset[str] = frozenset()) -> "Grid":
         """The grid of a teacher. Where heads fill hidden, both are cut together or neither is."""
         allowed = set(axes)
         in_step = family.heads_fill_hidden
@@ -103,9 +103,10 @@ class Grid(NamedTuple):
         lengths, attention = choices(teacher, allowed), _attention(teacher, allowed)
         if in_step:
             lengths["hidden"] = [heads * teacher.head_dim for heads, _ in attention]
+        refused = family.hidden_multiple_of_heads and (family.carrier is None or bool(present))
         return cls(
             teacher, lengths["hidden"], attention, lengths["layers"], lengths["experts"], lengths["ffn"], in_step,
-            divides=family.hidden_multiple_of_heads and teacher.hidden % teacher.heads == 0,
+            divides=refused and teacher.hidden % teacher.heads == 0,
         )  # fmt: skip
 
     def has(self, hidden: int, heads: int) -> bool:
@@ -148,7 +149,7 @@ def shapes_within(
     if budget.share(family, teacher, present) <= 1:
         return [teacher]
     allowed = tuple(axes)
-    grid = Grid.of(family, teacher, allowed)
+    grid = Grid.of(family, teacher, allowed, present)
     ruler = Ruler(family, teacher, budget, present)
     limit = budget.max_params or budget.max_bytes or 0
     widest: dict[_Place, tuple[int, Cut]] = {}

@@ -40,12 +40,19 @@ class Slicer:
             yield place.name, self.tensor(place)
 
     def config(self) -> dict[str, Any]:
-        """The student's config.json. A setting of every layer that the teacher's config leaves to its class is said."""
+        """The student's config.json.
+
+        What the teacher's config leaves to its class is said where a student needs it: settings of every layer, and all
+        of them where another class carries the student.
+        """
+        family, present = self.checkpoint.family, self.checkpoint.present
         config = dict(self.checkpoint.config)
-        if unsaid := [key for key in self.checkpoint.family.config_lists if key not in config]:
-            assumed = AutoConfig.for_model(**deepcopy(config))  # it writes into the rope settings
-            config |= {key: getattr(assumed, key) for key in unsaid if getattr(assumed, key, None)}
-        return self.checkpoint.family.config_for(config, self.plan.shape, self.plan.layers)
+        carried = family.carried_by(self.plan.shape, present) is not None
+        needed = (*family.config_lists, *(family.config_keep if carried else ()))
+        if unsaid := [key for key in needed if config.get(key) is None]:
+            assumed = AutoConfig.for_model(**deepcopy(config)).to_dict()  # it writes into the rope settings
+            config |= {key: assumed[key] for key in unsaid if assumed.get(key) not in (None, [])}
+        return family.config_for(config, self.plan.shape, self.plan.layers, present)
 
     @property
     def places(self) -> list[TensorPlace]:

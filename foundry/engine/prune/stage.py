@@ -76,6 +76,11 @@ def _cut(cutting: Cutting, shapes: list[Shape], budget: Budget, workspace: Works
     if "local" in plan.repair:
         said += "; error of each layer before and after its repair: "
         said += ", ".join(f"{before:.3f} to {after:.3f}" for before, after in errors)
+    family, present = cutting.checkpoint.family, cutting.checkpoint.present
+    if carrier := family.carried_by(plan.shape, present):
+        said += (
+            f"; saved as {carrier.architecture}, which computes the same and takes a hidden that heads do not divide"
+        )
     cutting.context.report(
         EventType.LOG, said, stage="prune", target=budget.target, errors=errors, held_out_kl=kl
     )  # fmt: skip

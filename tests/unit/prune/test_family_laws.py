@@ -1,5 +1,6 @@
 """What must hold for every family: laws of slicing and repair, on genuine tiny models of transformers' own classes."""
 
+import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -119,6 +120,21 @@ def test_sliced_equals_masked_when_ffn(tmp_path: Path, name: str) -> None:
             lost = sorted(set(range(ffn)) - set(plan.ffn[layer]))
             _matrix(cut.teacher, name, "down", layer).data[:, lost] = 0
     torch.testing.assert_close(logits(student), logits(cut.teacher), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_llama_whose_hidden_heads_do_not_divide_is_saved_as_mistral(tmp_path: Path, tied: bool) -> None:
+    cut = _made(tmp_path, "llama", tied=tied)
+    student = cut.student({"hidden": 27}, ALL)
+    assert type(student).__name__ == "MistralForCausalLM" and student.config.sliding_window is None
+    assert open_checkpoint(tmp_path / "student").family.name == "mistral"
+    assert torch.isfinite(logits(student)).all()
+    # With the teacher's sizes that config computes what the teacher does.
+    config = json.loads((tmp_path / "student" / "config.json").read_text()) | {"hidden_size": 32}
+    write_json(tmp_path / "teacher" / "config.json", config)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher", dtype=torch.float32)
+    assert type(again).__name__ == "MistralForCausalLM"
+    assert torch.equal(logits(again), logits(cut.teacher))
 
 
 @EVERY

@@ -298,6 +298,20 @@ def test_the_class_refuses_hidden_that_heads_do_not_divide_where_the_table_says_
     assert refused == (family.hidden_multiple_of_heads and checked)
 
 
+def test_a_shape_that_the_class_refuses_is_carried_by_another_family() -> None:
+    family = families()["llama"]
+    config = genuine("llama", hidden=32, heads=4).config.to_dict()
+    shape = family.shape_of(config)
+    narrow = shape.model_copy(update={"hidden": 30})
+    assert family.config_for(config, shape)["model_type"] == "llama"
+    carried = family.config_for(config, narrow)
+    assert (carried["model_type"], carried["hidden_size"], carried["sliding_window"]) == ("mistral", 30, None)
+    assert families()["mistral"].shape_of(carried) == narrow
+    assert {f.name for f in families().values() if f.carrier and f.hidden_multiple_of_heads} == {"llama"}
+    biased = frozenset({"model.layers.{layer}.self_attn.q_proj.bias"})
+    assert family.carried_by(narrow, biased) is None
+
+
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_renamed_modules_are_in_the_class(name: str) -> None:
     model = genuine(name)

@@ -63,7 +63,7 @@ def _budgets(draw: st.DrawFn, teacher: Teacher) -> Budget:
 
 def _every_shape(teacher: Teacher, axes: tuple[Axis, ...]) -> list[Shape]:
     """Every product of the lengths along single axes, less those that no model has or no axis allows."""
-    family, shape, _ = teacher
+    family, shape, present = teacher
     in_step = family.heads_fill_hidden
     if in_step and not {"hidden", "heads"} <= set(axes):
         axes = tuple(axis for axis in axes if axis not in ("hidden", "heads", "kv_heads"))
@@ -79,6 +79,7 @@ def _every_shape(teacher: Teacher, axes: tuple[Axis, ...]) -> list[Shape]:
         if in_step:
             return cut.hidden == cut.heads * cut.head_dim
         refused = family.hidden_multiple_of_heads and shape.hidden % shape.heads == 0
+        refused = refused and (family.carrier is None or bool(present))
         return not refused or cut.hidden % cut.heads == 0
 
     cuts = (dict(zip(grid, lengths, strict=True)) for lengths in product(*grid.values()))
