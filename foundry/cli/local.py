@@ -28,10 +28,11 @@ def plan(
     format: Annotated[str, typer.Option(help="The format that runs on the device, without --target.")] = "gguf:q4_k_m",
     context_tokens: Annotated[int, typer.Option(min=1, help="Length of the KV cache, without --target.")] = 2048,
     axes: Annotated[str | None, typer.Option(metavar="A,B", help="Cut these axes alone, such as ffn,hidden.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Rank by cutting --top shapes and measuring them on this.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many shapes to show.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Show which shapes of a teacher fit a budget, by arithmetic alone."""
+    """Show which shapes of a teacher fit a budget: by arithmetic alone, or measured on its weights and your data."""
     from foundry.cli import planning, render
 
     limits = {"--target": target, "--max-params": max_params, "--max-bytes": max_bytes}
@@ -43,7 +44,12 @@ def plan(
     except ValueError as error:
         raise typer.BadParameter(f"--axes: {error}") from None
     wanted = target or planning.custom_target(max_params, max_bytes, format, context_tokens)
-    made = planning.make_plan(teacher, wanted, format, top, allowed)
+    measure = None
+    if data is not None:
+        from foundry.cli.ranking import ranking_on
+
+        measure = ranking_on(teacher, data, allowed, top)
+    made = planning.make_plan(teacher, wanted, format, top, allowed, measure)
     if as_json:
         render.print_json(made)
     else:

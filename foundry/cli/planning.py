@@ -1,5 +1,6 @@
-"""`foundry plan`: which shapes fit, before any weight is read."""
+"""`foundry plan`: which shapes fit, by arithmetic before any weight is read, or measured on weights and data."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -17,6 +18,13 @@ from foundry.spec.search import balance, shapes_within, shares_cut
 from foundry.spec.stages import Axis, Prune
 from foundry.spec.target import Budget, DeviceProfile, budget_of, device_profiles
 
+Measure = Callable[[list[Shape], Budget], list[tuple[Shape, float]]]
+"""Cuts some of the shapes and returns them with their KL to the teacher, best first."""
+
+_MEASURED = (
+    "KL to the teacher, nats per token, on text that nothing else read, right after the cut and a brief repair; a job "
+    "repairs for longer and then distils."
+)
 _WORTH = (
     "This is a guess from arithmetic: the job compares several shapes on the weights and your data and takes the best. "
     "Decoding speed is memory bandwidth over bytes read at a full context: a bound that runtimes come near, not reach."
@@ -42,6 +50,8 @@ class ShapePlan(Record):
     """For each device: memory bandwidth over the bytes that a token reads, those weights and one full KV cache."""
     balance: float
     """How much the cut is expected to hurt, by arithmetic alone: lower is better, 0 cuts nothing."""
+    held_out_kl: float | None = None
+    """Measured KL to the teacher right after the cut, nats per token; None without weights and data."""
     why: str = ""
     """Why it stands behind the first; empty for the first."""
 
@@ -78,16 +88,20 @@ def parse_axes(text: str | None) -> tuple[Axis, ...]:
 
 
 def make_plan(
-    teacher: Path, target: str | CustomTarget, form: str, top: int, axes: tuple[Axis, ...] | None = None
-) -> Plan:
+    teacher: Path, target: str | CustomTarget, form: str, top: int, axes: tuple[Axis, ...] | None = None,
+    measure: Measure | None = None,
+) -> Plan:  # fmt: skip
     """Search the shapes of a teacher that a target admits; `axes` are those that may be cut.
 
-    Raises what `open_config` raises, `UnknownTarget`, or `BudgetUnreachable` with the smallest reachable size.
+    With `measure` the candidates are those that it looked at. Raises what `open_config` raises, `UnknownTarget`, or
+    `BudgetUnreachable` with the smallest reachable size.
     """
     family, shape, present, limit = _open(teacher)
     budget = budget_of(target, (form,), limit)
     found = shapes_within(family, shape, budget, axes or Prune().axes, present)
     fitting = sorted(found, key=lambda s: balance(shape, s))
+    kl = dict(measure(fitting, budget)) if measure and fitting != [shape] else {}
+    ordered = list(kl) or fitting
     whole = family.parameter_count(shape, present)
 
     def describe(candidate: Shape) -> ShapePlan:
@@ -110,7 +124,8 @@ def make_plan(
                 for profile in device_profiles().values()
             },
             balance=balance(shape, candidate),
-            why=_why(shape, candidate, fitting[0]),
+            held_out_kl=kl.get(candidate),
+            why=_why(shape, candidate, ordered[0], kl),
         )
 
     return Plan(
@@ -119,7 +134,7 @@ def make_plan(
         budget=budget,
         writes_gguf=bool(family.gguf_architecture),
         fitting_shapes=len(fitting),
-        candidates=tuple(describe(candidate) for candidate in fitting[:top]),
+        candidates=tuple(describe(candidate) for candidate in ordered[:top]),
     )
 
 
@@ -138,7 +153,7 @@ def _open(teacher: Path) -> tuple[Family, Shape, frozenset[str], int | None]:
     return family, shape, frozenset(), context_limit(config)
 
 
-def _why(teacher: Shape, shape: Shape, first: Shape) -> str:
+def _why(teacher: Shape, shape: Shape, first: Shape, kl: Mapping[Shape, float]) -> str:
     """What a shape cuts more and less than the first, in hundredths of the teacher's axis, and what comes of it."""
     if shape in (first, teacher):
         return ""
@@ -149,6 +164,8 @@ def _why(teacher: Shape, shape: Shape, first: Shape) -> str:
         f"{axis} {abs(more[axis]):.{0 if abs(more[axis]) >= 1 else 1}f} % {'more' if more[axis] > 0 else 'less'}"
         for axis in ordered
     )
+    if shape in kl:
+        return f"cuts {cuts}; KL {kl[shape]:.4f} against {kl[first]:.4f}"
     return f"cuts {cuts}; balance {balance(teacher, shape):.3f} against {balance(teacher, first):.3f}"
 
 
@@ -174,7 +191,10 @@ def show(plan: Plan) -> None:
     console.print(_table(plan))
     if len(plan.candidates) > 1:
         console.print(_reasons(plan), Text())
-    console.print(Text(f"{plan.fitting_shapes:,} shapes fit; the most even cut stands first. {_WORTH}", style="dim"))
+    measured = plan.candidates[0].held_out_kl is not None
+    said = f"the nearest of {len(plan.candidates)} measured stands first. {_MEASURED}"
+    said = said if measured else f"the most even cut stands first. {_WORTH}"
+    console.print(Text(f"{plan.fitting_shapes:,} shapes fit; {said}", style="dim"))
 
 
 def _table(plan: Plan) -> Table:
@@ -182,15 +202,17 @@ def _table(plan: Plan) -> Table:
     formats = list(dict.fromkeys(("safetensors", plan.budget.format)))
     headers = [name.replace(":", "\n").replace("safe", "safe-\n") for name in formats]
     speeds = [f"{name}\ntokens/s" for name in plan.teacher.decode_tokens_per_s]
+    measured = plan.candidates[0].held_out_kl is not None
     table = render.table(
         "layers × hidden\n× ffn × heads" + "\n× experts" * bool(plan.teacher.shape.experts),
-        right=["para-\nmeters", "kept", *headers, "of\nbudget", *speeds],
+        right=[*["KL,\nnats"] * measured, "para-\nmeters", "kept", *headers, "of\nbudget", *speeds],
         narrow=True,
     )
     digits = len(str(len(plan.candidates)))
     for place, row in enumerate(plan.candidates, start=1):
         table.add_row(
-            f"{place:>{digits}} {_lengths(row.shape)}", render.number(row.parameters), f"{row.parameters_ratio:.0%}",
+            f"{place:>{digits}} {_lengths(row.shape)}", *([f"{row.held_out_kl:.4f}"] if measured else []),
+            render.number(row.parameters), f"{row.parameters_ratio:.0%}",
             *(render.size(row.format_bytes[name]) for name in formats), f"{row.budget_ratio:.1%}",
             *(f"{speed:,.0f}" for speed in row.decode_tokens_per_s.values()),
         )  # fmt: skip

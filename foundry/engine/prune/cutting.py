@@ -47,9 +47,7 @@ class Cutting:
     def choose(self, shapes: Sequence[Shape], budget: Budget) -> PrunePlan:
         """Compare shapes by the KL of the repaired cut, the local repair being a brief one, and plan the best."""
         checkpoint, family = self.checkpoint, self.checkpoint.family
-        scored = choose_shape(
-            shapes, checkpoint.shape, lambda shape: self.score(shape, said=budget.target), self._options.candidates
-        )
+        scored = self.rank(shapes, budget.target)
         candidates = tuple(
             Candidate(
                 shape=shape,
@@ -67,6 +65,12 @@ class Cutting:
             by_index = self.score(shape, said=f"{budget.target}, not turned", without="rotate")
             plan = self.plan(shape, without="rotate") if by_index < score else plan
         return plan.model_copy(update={"candidates": candidates, "target": budget.target})
+
+    def rank(self, shapes: Sequence[Shape], said: str) -> list[tuple[Shape, float]]:
+        """The shapes that were looked at, with their KL, best first; `said` is whose they are, for the log."""
+        return choose_shape(
+            shapes, self.checkpoint.shape, lambda shape: self.score(shape, said=said), self._options.candidates
+        )
 
     def score(self, shape: Shape, *, said: str, without: Repair | None = None) -> float:
         """KL to the teacher right after the cut and a brief repair, nats per token; measured once for each shape."""
