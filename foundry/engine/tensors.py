@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,23 +18,32 @@ from foundry.intake.checkpoint import Checkpoint
 
 _FULL = ("No space left on device", "Disk quota exceeded")
 _SHARD_BYTES = 4 * 2**30
-_PIECE_BYTES = 2**26
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class Reader:
-    """The teacher's tensors, read from disk as they are asked for."""
+    """A checkpoint's tensors, read from disk as they are asked for.
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self._checkpoint, self._device = checkpoint, device
-        self._open = {
-            file: safe_open(file, framework="pt") for file in {entry.file for entry in checkpoint.tensors.values()}
-        }
+    By plain reads at the places that the header names: a mapped file would stay in the process's memory as long as any
+    tensor of it does.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, piece_bytes: int = 2**26) -> None:
+        """`pieces` are about `piece_bytes` large."""
+        self._checkpoint, self._device, self._piece_bytes = checkpoint, device, piece_bytes
+        self._files: dict[Path, int] = {}
+        for entry in checkpoint.tensors.values():
+            if entry.file not in self._files:
+                self._files[entry.file] = os.open(entry.file, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        for file in self._files.values():
+            os.close(file)
 
     def __call__(self, name: str) -> Tensor:
-        value: Tensor = self._open[self._checkpoint.tensors[name].file].get_tensor(name)  # type: ignore[no-untyped-call]
-        return value.to(self._device)
+        entry = self._checkpoint.tensors[name]
+        return self._read(name, entry.start, entry.size)
 
     def dtype(self, name: str) -> torch.dtype:
         return _DTYPES[self._checkpoint.tensors[name].dtype]
@@ -42,12 +51,38 @@ class Reader:
     def pieces(self, name: str) -> Iterator[tuple[slice, Tensor]]:
         """Some rows of a tensor at a time, with their place."""
         entry = self._checkpoint.tensors[name]
-        part = self._open[entry.file].get_slice(name)  # type: ignore[no-untyped-call]
-        count = entry.size[0]
-        step = max(1, _PIECE_BYTES * count // max(1, entry.end - entry.start))
+        count, *of_row = entry.size
+        row_bytes = (entry.end - entry.start) // max(1, count)
+        step = max(1, self._piece_bytes // max(1, row_bytes))
         for start in range(0, count, step):
             rows = slice(start, min(start + step, count))
-            yield rows, part[rows].to(self._device)
+            yield rows, self._read(name, entry.start + start * row_bytes, (rows.stop - start, *of_row))
+
+    def _read(self, name: str, start: int, size: tuple[int, ...]) -> Tensor:
+        value = torch.empty(size, dtype=self.dtype(name))
+        read_at(self._files[self._checkpoint.tensors[name].file], value, start)
+        return value.to(self._device)
+
+
+def read_at(file: int, value: Tensor, start: int) -> None:
+    """Fill a contiguous tensor on the CPU from an open file. Raises `OSError` when the file ends before it."""
+    flat, done = _bytes_of(value), 0
+    while done < len(flat):  # one call reads at most 2 GiB
+        count = os.preadv(file, [flat[done:]], start + done)
+        if not count:
+            raise OSError(f"the file ends {len(flat) - done} bytes early")
+        done += count
+
+
+def write_at(file: int, value: Tensor, start: int) -> None:
+    """Write a tensor's bytes to a place in an open file."""
+    flat, done = _bytes_of(value.detach().cpu().contiguous()), 0
+    while done < len(flat):
+        done += os.pwrite(file, flat[done:], start + done)
+
+
+def _bytes_of(value: Tensor) -> memoryview:
+    return memoryview(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def check_finite(checkpoint: Checkpoint, context: RunContext) -> None:
@@ -122,10 +157,7 @@ class CheckpointWriter:
         file, start, entry = self._places[name]
         if tuple(value.shape) != entry.size or value.dtype != entry.dtype:
             raise ValueError(f"{name}: {tuple(value.shape)} in {value.dtype}, announced {entry.size} in {entry.dtype}")
-        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        written = 0
-        while written < entry.bytes:  # one call writes at most 2 GiB
-            written += os.pwrite(file, flat[written:], start + written)
+        write_at(file, value, start)
 
     def sync(self) -> None:
         """Flush what is written to the disk."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.prune.layers import StreamedModel
 from foundry.engine.prune.statistics import LayerStatistics, Statistics, Stored, Stream, places_of
-from foundry.engine.prune.streams import new_stream, open_stream
+from foundry.engine.prune.streams import StreamFile, new_stream
 from foundry.engine.prune.texts import Texts
 from foundry.engine.tensors import write_tensors
 from foundry.engine.workspace import sync
@@ -59,13 +59,13 @@ class Calibration:
             centred=self.teacher.family.norm == "layer",
         )
 
-    def brief(self, layer: int) -> Tensor:
+    def brief(self, layer: int) -> StreamFile:
         """The stream of the brief rows [N, S, H] in front of a layer; behind the last for the number of layers."""
-        return open_stream(self._folder / f"brief-{layer:04d}.bin", self._size(self.texts.brief), self._context.dtype)
+        return StreamFile(self._folder / f"brief-{layer:04d}.bin", self._size(self.texts.brief), self._context.dtype)
 
-    def choice(self) -> Tensor:
+    def choice(self) -> StreamFile:
         """What the teacher's head reads of the choice [N, S, H]."""
-        return open_stream(self._folder / "choice.bin", self._size(self.texts.choice), self._context.dtype)
+        return StreamFile(self._folder / "choice.bin", self._size(self.texts.choice), self._context.dtype)
 
     def _begin(self) -> None:
         with self.teacher.beginning() as begin, self._new(0, self.texts.brief) as brief, torch.no_grad():
@@ -73,11 +73,11 @@ class Calibration:
             with new_stream(self._stream(0), self._size(whole), self._context.dtype) as stream:
                 for rows in self.texts.batches(whole):
                     stream[rows] = begin(self._inputs(rows))
-                brief.copy_(stream[self.texts.brief])
+                self._copy(stream, brief)
 
     def _hear_layer(self, layer: int) -> None:
         whole = slice(0, len(self.texts.packed))
-        before = open_stream(self._stream(layer), self._size(whole), self._context.dtype)
+        before = StreamFile(self._stream(layer), self._size(whole), self._context.dtype)
         sums = _LayerSums(self.teacher, layer)
         with (
             new_stream(self._stream(layer + 1), self._size(whole), self._context.dtype) as after,
@@ -87,21 +87,25 @@ class Calibration:
                 self._advance(layer, self.texts.calibration, before, after)
             self._advance(layer, self.texts.choice, before, after)
             with self._new(layer + 1, self.texts.brief) as brief:
-                brief.copy_(after[self.texts.brief])
+                self._copy(after, brief)
         self._save(layer, sums.tensors())
         self._stream(layer).unlink()
 
-    def _advance(self, layer: int, rows: slice, before: Tensor, after: Tensor) -> None:
+    def _copy(self, stream: StreamFile, brief: StreamFile) -> None:
+        for rows in self.texts.batches(self.texts.brief):
+            brief[rows] = stream[rows]
+
+    def _advance(self, layer: int, rows: slice, before: StreamFile, after: StreamFile) -> None:
         for some in self.texts.batches(rows):
             if self._context.should_stop():
                 raise Stopped
             stream_BSH = before[some].to(self._context.device)
-            after[some] = self.teacher.run(layer, self._inputs(some), stream_BSH).to(after)
+            after[some] = self.teacher.run(layer, self._inputs(some), stream_BSH)
 
     def _hear_end(self) -> None:
         layers = self.teacher.shape.layers
         whole = slice(0, len(self.texts.packed))
-        stream = open_stream(self._stream(layers), self._size(whole), self._context.dtype)
+        stream = StreamFile(self._stream(layers), self._size(whole), self._context.dtype)
         sums = _StreamSums(self.teacher.shape.hidden, self._context.device, centred=self.teacher.family.norm == "layer")
         size = self._size(self.texts.choice)
         with self.teacher.end() as end, torch.no_grad():
@@ -111,7 +115,7 @@ class Calibration:
             with new_stream(self._folder / "choice.bin", size, self._context.dtype) as choice:
                 for rows in self.texts.batches(self.texts.choice):
                     read_BSH = end.hidden(stream[rows].to(self._context.device))
-                    choice[rows.start - self.texts.choice.start : rows.stop - self.texts.choice.start] = read_BSH.cpu()
+                    choice[rows.start - self.texts.choice.start : rows.stop - self.texts.choice.start] = read_BSH
         self._save(layers, sums.tensors("streams.final_norm"))
         self._stream(layers).unlink()
 

@@ -18,7 +18,7 @@ from foundry.engine.prune.calibrate import Calibration
 from foundry.engine.prune.layers import StreamedModel
 from foundry.engine.prune.local import learn
 from foundry.engine.prune.slicer import Slicer
-from foundry.engine.prune.streams import new_stream, open_stream
+from foundry.engine.prune.streams import StreamFile, new_stream
 from foundry.engine.prune.texts import Texts
 from foundry.engine.tensors import CheckpointWriter
 from foundry.engine.workspace import read_json, write_json
@@ -34,7 +34,7 @@ class Lesson:
 
     rows: slice
     """Of the calibration."""
-    goals: Callable[[int], Tensor]
+    goals: Callable[[int], StreamFile]
     """The teacher's streams of these rows [N, S, H] in front of one of its layers, asked for in ascending order."""
     epochs: int
 
@@ -105,7 +105,7 @@ class Growth:
                     self._writer.write(place.name, self._slicer.tensor(place))
         with self._student.beginning() as begin, self._new_stream(0) as stream, torch.no_grad():
             for number in range(len(self._batches)):
-                stream[self._place(number)] = begin(self._inputs(number)).to(stream)
+                stream[self._place(number)] = begin(self._inputs(number))
         self._note([])
 
     def _note(self, errors: Errors) -> None:
@@ -124,13 +124,12 @@ class Growth:
 
         with self._student.layer(layer, torch.float32) as module:
             errors = self._learn(layer, module, output) if self._lesson else (0.0, 0.0)
-            self._round(layer)
             if self._writer:
                 for place, value in self._student.stored(layer):
                     self._writer.write(place.name, value.to(self._slicer.dtype(place)))
             with self._new_stream(layer + 1) as after, torch.no_grad():
                 for number in range(len(self._batches)):
-                    after[self._place(number)] = output(number).to(after)
+                    after[self._place(number)] = output(number)
         return errors
 
     def _learn(self, layer: int, module: nn.Module, output: Callable[[int], Tensor]) -> tuple[float, float]:
@@ -139,20 +138,15 @@ class Growth:
         wanted = self._lesson.goals(following)
         rows = self._lesson.rows
         size = (rows.stop - rows.start, self._texts.packed.sequence_tokens, self._plan.shape.hidden)
-        goals = open_stream(self._folder / "goals.bin", size, self._context.dtype)
+        goals = StreamFile(self._folder / "goals.bin", size, self._context.dtype)
         for number in range(self._learned):
             some = self._batches[number]
-            goals[some] = (wanted[some].to(self._context.device).float() @ self._slicer.axes_HD).to(goals)
+            goals[some] = wanted[some].to(self._context.device).float() @ self._slicer.axes_HD
         return learn(
             module, output, lambda number: goals[self._batches[number]].to(self._context.device), self._learned,
             hidden=self._plan.shape.hidden, epochs=self._lesson.epochs, seed=self._context.seed,
-            rounded=lambda: self._round(layer),
+            stored=max(map(self._slicer.dtype, self._student.places(layer)), key=lambda dtype: dtype.itemsize),
         )  # fmt: skip
-
-    def _round(self, layer: int) -> None:
-        """To the type in which the weights are stored: what comes above sees the layer as it will be."""
-        for place, value in self._student.stored(layer):
-            value.copy_(value.to(self._slicer.dtype(place)))
 
     def _place(self, number: int) -> slice:
         """Where a batch's rows lie in the student's streams: the choice follows right behind what is learned from."""
@@ -183,8 +177,8 @@ class Growth:
     def _stream_file(self, layer: int) -> Path:
         return self._folder / f"student-{layer:04d}.bin"
 
-    def _stream(self, layer: int) -> Tensor:
-        return open_stream(self._stream_file(layer), self._size, self._context.dtype)
+    def _stream(self, layer: int) -> StreamFile:
+        return StreamFile(self._stream_file(layer), self._size, self._context.dtype)
 
     def _new_stream(self, layer: int) -> Any:
         size, dtype = self._size, self._context.dtype
@@ -198,13 +192,13 @@ class TeacherStreams:
         self._teacher, self._texts, self._folder, self._context = teacher, texts, folder, context
 
     @torch.no_grad()
-    def before(self, layer: int) -> Tensor:
+    def before(self, layer: int) -> StreamFile:
         """In front of a layer [N, S, H]. Raises `Stopped`."""
         reached = self._reached()
         if reached is None:
             with self._teacher.beginning() as begin, self._new(0) as stream:
                 for rows in self._texts.batches(self._texts.calibration):
-                    stream[rows] = begin(self._texts.inputs(rows, self._context.device)).to(stream)
+                    stream[rows] = begin(self._texts.inputs(rows, self._context.device))
             reached = 0
         for number in range(reached, layer):
             below = self._open(number)
@@ -213,7 +207,7 @@ class TeacherStreams:
                     if self._context.should_stop():
                         raise Stopped
                     inputs = self._texts.inputs(rows, self._context.device)
-                    above[rows] = self._teacher.run(number, inputs, below[rows].to(self._context.device)).to(above)
+                    above[rows] = self._teacher.run(number, inputs, below[rows].to(self._context.device))
             self._file(number).unlink()
         return self._open(layer)
 
@@ -229,8 +223,8 @@ class TeacherStreams:
     def _size(self) -> tuple[int, int, int]:
         return self._texts.calibration_rows, self._texts.packed.sequence_tokens, self._teacher.shape.hidden
 
-    def _open(self, layer: int) -> Tensor:
-        return open_stream(self._file(layer), self._size, self._context.dtype)
+    def _open(self, layer: int) -> StreamFile:
+        return StreamFile(self._file(layer), self._size, self._context.dtype)
 
     def _new(self, layer: int) -> Any:
         return new_stream(self._file(layer), self._size, self._context.dtype)

@@ -24,19 +24,21 @@ _WATCHED_SHARE = 1 / 16
 
 def learn(
     module: nn.Module, output: Callable[[int], Tensor], goal: Callable[[int], Tensor], batches: int, *,
-    hidden: int, epochs: int, seed: int, rounded: Callable[[], None],
+    hidden: int, epochs: int, seed: int, stored: torch.dtype,
 ) -> tuple[float, float]:  # fmt: skip
     """Train a layer in place, its weights in float32; `output` and `goal` give the stream [B, S, D] of a batch.
 
-    Returns the relative squared error on watched batches before and after. The new weights are `rounded` to the type
-    that they will be stored in before they are judged; a layer that does not get better keeps its old ones.
+    Returns the relative squared error on watched batches before and after. Weights come as the `stored` type has them
+    and are rounded to it again before they are judged; a layer that does not get better keeps its old ones.
     """
     watched = max(1, int(batches * _WATCHED_SHARE)) if batches > 1 else 0
     judged = range(batches - watched if watched else 0, batches)
     before = _error(output, goal, judged)
-    kept = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    kept = {name: value.detach().to(stored, copy=True) for name, value in module.state_dict().items()}
     _descend(list(module.parameters()), output, goal, range(batches - watched), hidden, epochs, seed)
-    rounded()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(parameter.to(stored))
     after = _error(output, goal, judged)
     if not after < before:
         module.load_state_dict(kept)
@@ -49,7 +51,8 @@ def _descend(
     batches: Sequence[int], hidden: int, epochs: int, seed: int,
 ) -> None:  # fmt: skip
     peak = _RATE / math.sqrt(hidden)
-    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.0)
+    # Fused: the other kinds hold temporary copies of all weights, and are slower.
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     steps, step = epochs * len(batches), 0
     for parameter in parameters:
         parameter.requires_grad_(True)

@@ -33,6 +33,8 @@ class Slicer:
     plan: PrunePlan
     statistics: Statistics | None
     device: torch.device
+    piece_bytes: int = 2**26
+    """Of the matrices with a row for every token, how much is worked on at a time."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the student."""
@@ -112,7 +114,7 @@ class Slicer:
             value = self._output_projection(place, value)
         else:
             for axis, dimension in enumerate(weight.dims):
-                if dimension != "hidden":
+                if dimension not in ("hidden", "vocab"):
                     value = self._keep(place, value, axis)
         if not self._cuts_hidden:
             return value
@@ -259,7 +261,7 @@ class Slicer:
 
     @cached_property
     def _read(self) -> Reader:
-        return Reader(self.checkpoint, self.device)
+        return Reader(self.checkpoint, self.device, self.piece_bytes)
 
     @cached_property
     def _tied(self) -> repair.TiedEnds:

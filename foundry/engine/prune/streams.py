@@ -1,6 +1,6 @@
 """Residual streams on disk: what goes into one layer, for every row of a text.
 
-N rows of a text, S positions, H hidden.
+N rows of a text, B some of them, S positions, H hidden.
 """
 
 import math
@@ -12,32 +12,47 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foundry.engine.tensors import reserve
-from foundry.engine.workspace import sync
+from foundry.engine.tensors import read_at, reserve, write_at
 
 
-def open_stream(path: Path, size: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
-    """A tensor [N, S, H] that is a file: the system keeps in memory what it has room for.
+class StreamFile:
+    """A tensor [N, S, H] in a file, of which some rows at a time are read and written."""
 
-    The file is made where it is missing, with its bytes reserved: a mapped file that finds the disk full kills its
-    process. Raises `OSError` with ENOSPC instead.
-    """
-    count = math.prod(size)
-    if not path.exists():
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            reserve(file, count * dtype.itemsize)
-        finally:
-            os.close(file)
-    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(size)
+    def __init__(self, path: Path, size: tuple[int, int, int], dtype: torch.dtype) -> None:
+        """Open a file, or make it with its bytes reserved. Raises `OSError` with ENOSPC where they do not fit."""
+        self.size, self.dtype = size, dtype
+        self._row_bytes = size[1] * size[2] * dtype.itemsize
+        new = not path.exists()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if new:
+            reserve(self._file, math.prod(size) * dtype.itemsize)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """[B, S, H] on the CPU."""
+        value = torch.empty((rows.stop - rows.start, *self.size[1:]), dtype=self.dtype)
+        read_at(self._file, value, rows.start * self._row_bytes)
+        return value
+
+    def __setitem__(self, rows: slice, value_BSH: Tensor) -> None:
+        write_at(self._file, value_BSH.to(self.dtype), rows.start * self._row_bytes)
+
+    def sync(self) -> None:
+        os.fsync(self._file)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
 
 
 @contextmanager
-def new_stream(path: Path, size: tuple[int, int, int], dtype: torch.dtype, *, durable: bool = True) -> Iterator[Tensor]:
+def new_stream(
+    path: Path, size: tuple[int, int, int], dtype: torch.dtype, *, durable: bool = True
+) -> Iterator[StreamFile]:
     """A stream to fill that appears under its name only when complete; `durable` flushes it to the disk first."""
     aside = path.with_name(f".{path.name}.partial")
     aside.unlink(missing_ok=True)
-    yield open_stream(aside, size, dtype)
+    stream = StreamFile(aside, size, dtype)
+    yield stream
     if durable:
-        sync(aside)
+        stream.sync()
     aside.replace(path)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -269,6 +270,16 @@ def _without_last_bias(cut: Cut) -> None:
     final = cut.teacher.get_submodule(cut.checkpoint.family.row("final_norm").module)
     if getattr(final, "bias", None) is not None:
         final.bias.data.zero_()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "gpt2"])
+@pytest.mark.parametrize("repairs", [(), ALL], ids=["by-index", "rotated"])
+def test_matrices_cut_in_pieces_equal_those_cut_whole(tmp_path: Path, name: str, repairs: tuple[Repair, ...]) -> None:
+    change = {"hidden": 24} | ({"heads": 3, "kv_heads": 3} if name in STEP_TOGETHER else {})
+    slicer = _made(tmp_path, name).slicer(change, repairs)
+    pieces = dict(replace(slicer, piece_bytes=1000).tensors())
+    for key, value in slicer.tensors():
+        torch.testing.assert_close(pieces[key], value, rtol=1e-5, atol=1e-6)
 
 
 @EVERY
