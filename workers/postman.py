@@ -50,7 +50,8 @@ class Postman:
     def stop(self) -> None:
         """Look no more; a message that is on its way is tried again by another."""
         self._closing.set()
-        self._thread.join(_SILENCE_S)
+        if self._thread.is_alive():
+            self._thread.join(_SILENCE_S)
         self._pool.close()
 
     def once(self) -> int:

@@ -66,7 +66,7 @@ def main() -> None:
     from foundry.errors import FoundryError
 
     try:
-        app()
+        app(prog_name="foundry")
     except (FoundryError, OSError) as error:
         show_error(error)
         sys.exit(exit_code(error))
