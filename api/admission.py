@@ -16,34 +16,60 @@ from foundry.store.settings import Settings
 def admit(spec: JobSpec, project_id: str) -> JobInputs:
     """The teacher and data that a spec means; raise a `UserError` that names the field when they cannot be used.
 
-    A teacher on the hub is opened by the run: here only its targets' names are checked.
+    `spec` has the project's own targets written out. A teacher on the hub is opened by the run: here only its targets'
+    names are checked.
     """
-    settings = state().settings
-    if is_hub_id(spec.teacher):
-        _require_hub(settings)
+    teacher, parameters = _named(spec.teacher, project_id), None
+    if is_hub_id(teacher):
+        require_hub(state().settings)
         budgets_of(spec)
-        teacher = spec.teacher
     else:
-        checkpoint = _open_teacher(spec.teacher, settings)
+        checkpoint = _opened(teacher, spec.teacher)
         check_tokenizer(checkpoint.folder)
-        _estimate(spec, checkpoint)
+        parameters = _estimate(spec, checkpoint).teacher_parameters
         teacher = str(checkpoint.folder)
     try:
         dataset = state().datasets.get(project_id, spec.data)
     except NotFound as error:
         raise InvalidData(f"{error.message}; upload the file first: POST /v1/datasets?name=...") from error
-    return JobInputs(teacher=teacher, dataset_id=dataset.id, data_sha256=dataset.sha256)
+    return JobInputs(
+        teacher=teacher, dataset_id=dataset.id, data_sha256=dataset.sha256, teacher_parameters=parameters,
+        model_id=spec.teacher if _is_model(spec.teacher) else None,
+    )  # fmt: skip
 
 
-def estimate_of(spec: JobSpec) -> Estimate:
+def estimate_of(spec: JobSpec, project_id: str) -> Estimate:
     """What the spec's teacher would become on each target; raise a `UserError` that names the field when it cannot."""
-    if is_hub_id(spec.teacher):
+    teacher = _named(spec.teacher, project_id)
+    if is_hub_id(teacher):
         raise TeacherNotFound(
             f"{spec.teacher} is on the model hub, which this service does not read for an estimate. Give a folder, or "
             "download its config.json and run: foundry plan",
             pointer="/teacher",
         )
-    return _estimate(spec, _open_teacher(spec.teacher, state().settings))
+    return _estimate(spec, _opened(teacher, spec.teacher))
+
+
+def _is_model(teacher: str) -> bool:
+    return teacher.startswith("mdl_")
+
+
+def _named(teacher: str, project_id: str) -> str:
+    """The folder or the hub's id behind a registered model; anything else is itself."""
+    if not _is_model(teacher):
+        return teacher
+    try:
+        return state().models.teacher(project_id, teacher)
+    except NotFound as error:
+        raise TeacherNotFound(f"{error.message}; register it with: POST /v1/models", pointer="/teacher") from error
+
+
+def _opened(folder: str, named: str) -> Checkpoint:
+    """An uploaded model lies where the service itself laid it out; every other folder must be below a root."""
+    uploads = state().settings.artifacts / "models" / named
+    if _is_model(named) and folder == str(uploads):
+        return open_checkpoint(uploads)
+    return open_teacher(folder, state().settings)
 
 
 def _estimate(spec: JobSpec, checkpoint: Checkpoint) -> Estimate:
@@ -51,7 +77,8 @@ def _estimate(spec: JobSpec, checkpoint: Checkpoint) -> Estimate:
     return estimate(spec, checkpoint.family, checkpoint.shape, checkpoint.present, limit)
 
 
-def _require_hub(settings: Settings) -> None:
+def require_hub(settings: Settings) -> None:
+    """Raise `TeacherNotFound` when the operator takes no models from the hub."""
     if not settings.hub_allowed:
         raise TeacherNotFound(
             f"this service takes no teachers from the model hub; give a folder {_below_roots(settings)}",
@@ -59,7 +86,7 @@ def _require_hub(settings: Settings) -> None:
         )
 
 
-def _open_teacher(teacher: str, settings: Settings) -> Checkpoint:
+def open_teacher(teacher: str, settings: Settings) -> Checkpoint:
     """A folder below one of the roots that the operator allows; a relative path is looked for in each of them.
 
     The place is judged with every link resolved and before anything is read, so that no path can be probed.

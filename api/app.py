@@ -4,19 +4,24 @@ from importlib.metadata import version
 
 from apiflask import APIFlask
 
-from api import auth, errors, trace
+from api import auth, errors, metrics, rates, trace
+from api.access import access
+from api.bodies import sweep_abandoned
 from api.datasets import datasets
 from api.docs import docs
 from api.estimates import estimates
 from api.events import events
 from api.health import health
+from api.history import history
 from api.jobs import jobs
+from api.models import models
 from api.openapi import DESCRIPTION, complete
 from api.state import open_state
 from api.strict import refuse_unknown_query
 from api.targets import targets
-from api.uploads import sweep_abandoned
+from api.uploads import uploads
 from api.variants import variants
+from api.webhooks import webhooks
 from foundry.store.settings import Settings
 
 _LARGEST_JSON_BYTES = 2**20
@@ -45,11 +50,16 @@ def create_app(settings: Settings) -> APIFlask:
     app.extensions["foundry"] = open_state(settings)
     trace.install(app)
     errors.install(app)
+    metrics.install(app)
     auth.install(app)
+    rates.install(app, settings)
     app.before_request(refuse_unknown_query)
-    for blueprint in (datasets, jobs, events, estimates, variants, targets):
+    for blueprint in (
+        uploads, datasets, models, targets, estimates, jobs, events, history, variants, webhooks, access,
+    ):  # fmt: skip
         app.register_blueprint(blueprint, url_prefix="/v1")
-    for blueprint in (health, docs):
+    for blueprint in (health, metrics.metrics, docs):
         app.register_blueprint(blueprint)
+    auth.require_marks(app)
     sweep_abandoned(settings)
     return app

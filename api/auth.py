@@ -1,22 +1,67 @@
-"""Who is asking. Closed by default: what is not listed here needs a key."""
+"""Who is asking, and how far the key reaches. Closed by default: a view without `needs` stops the app from starting."""
 
-from flask import Flask, g, request
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+from flask import Flask, current_app, g, request
 
 from api.state import state
-from foundry.errors import Unauthorized
+from api.trace import request_id
+from foundry.errors import Forbidden, Unauthorized
+from foundry.spec.access import ApiKey, Scope
+from foundry.store.audit import Actor, acting
 
 OPEN_ENDPOINTS = frozenset({"health.alive", "health.ready", "openapi.spec", "docs.page"})
 """A request that matches no route passes too: its 404 or 405 says nothing that /openapi.json does not."""
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+_NAME = "needs_scope"
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+def needs(scope: Scope | None) -> Callable[[View], View]:
+    """Which scope a view asks for; None for one that any good key may see."""
+
+    def mark(view: View) -> View:
+        setattr(view, _NAME, scope)
+        return view
+
+    return mark
 
 
 def install(app: Flask) -> None:
     """Ask for a key before every view."""
     app.before_request(_require_key)
+    app.teardown_request(_forget)
+
+
+def require_marks(app: Flask) -> None:
+    """Raise `AssertionError` for a view that does not say what it needs; called when all views are registered."""
+    closed = {name: view for name, view in app.view_functions.items() if name not in OPEN_ENDPOINTS}
+    unmarked = [name for name, view in closed.items() if not hasattr(view, _NAME)]
+    assert not unmarked, f"these views lack @needs(scope): {', '.join(unmarked)}"
+
+
+def scope_of(view: Callable[..., Any]) -> Scope | None:
+    """What `needs` said of a view."""
+    scope: Scope | None = getattr(view, _NAME)
+    return scope
 
 
 def project_id() -> str:
     """The project of the key that the running request came with."""
-    return str(g.project_id)
+    return caller().project_id
+
+
+def caller() -> ApiKey:
+    """The key that the running request came with."""
+    key: ApiKey = g.key
+    return key
+
+
+def require_within(wanted: Collection[Scope], what: str) -> None:
+    """Nobody hands out more than they have: raise `Forbidden` when `wanted` reaches further than the caller."""
+    if beyond := sorted(set(wanted) - set(caller().scopes)):
+        raise Forbidden(f"{what} would reach further than your own key: {', '.join(beyond)}")
 
 
 def _require_key() -> None:
@@ -25,4 +70,23 @@ def _require_key() -> None:
     given = request.authorization
     if given is None or given.type != "bearer" or not given.token:
         raise Unauthorized("this needs an API key; send it as the header Authorization: Bearer fdy_...")
-    g.project_id = state().keys.authenticate(given.token).project_id
+    g.key = key = state().keys.authenticate(given.token)
+    scope = scope_of(current_app.view_functions[request.endpoint])
+    if scope is not None and scope not in key.scopes:
+        raise Forbidden(
+            f"this needs the scope {scope.value}; your key {key.id} has {', '.join(key.scopes) or 'none'}. "
+            "Ask an admin of the project for a key with it"
+        )
+    if request.method not in _READS:
+        named = next(iter((request.view_args or {}).values()), None)
+        g.actor = acting.set(
+            Actor(
+                project_id=key.project_id, key_id=key.id, member_id=key.member_id, request_id=request_id(),
+                address=request.remote_addr, action=request.endpoint, object_id=named,
+            )
+        )  # fmt: skip
+
+
+def _forget(_: BaseException | None) -> None:
+    if (token := g.pop("actor", None)) is not None:
+        acting.reset(token)

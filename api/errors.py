@@ -14,10 +14,13 @@ from api.trace import request_id
 from foundry.errors import (
     BudgetUnreachable,
     DatabaseUnavailable,
+    Forbidden,
     FoundryError,
     IdempotencyConflict,
     InvalidData,
     NotFound,
+    QuotaExceeded,
+    RateLimited,
     StateConflict,
     StorageFull,
     Unauthorized,
@@ -26,6 +29,9 @@ from foundry.errors import (
 
 STATUS: dict[type[FoundryError], HTTPStatus] = {
     Unauthorized: HTTPStatus.UNAUTHORIZED,
+    Forbidden: HTTPStatus.FORBIDDEN,
+    QuotaExceeded: HTTPStatus.FORBIDDEN,
+    RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
     NotFound: HTTPStatus.NOT_FOUND,
     StateConflict: HTTPStatus.CONFLICT,
     UserError: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -90,6 +96,8 @@ def _foundry_error(error: FoundryError) -> Response:
     response = _answer(status, title, error.code, error.message, errors=fields, **more)
     if status is HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RateLimited):
+        response.headers["Retry-After"] = str(error.retry_after_s)
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         _log.error("unavailable", error=error.message)
         response.headers["Retry-After"] = str(RETRY_AFTER_S)

@@ -9,18 +9,20 @@ from apiflask import APIBlueprint
 from flask import Response, request
 from pydantic import Field
 
-from api.auth import project_id
+from api.auth import needs, project_id
 from api.openapi import EVENT_STREAM, also_as_stream
 from api.records import Input
 from api.state import State, state
-from foundry.errors import OperatorError
+from api.watcher import Ticket
+from foundry.errors import FoundryError
+from foundry.spec.access import Scope
 from foundry.spec.lifecycle import JobEvent
 from foundry.spec.resources import Page
 
 events = APIBlueprint("events", __name__)
 _log = structlog.get_logger()
-_LOOK_S = 0.5
-"""How often a waiting answer looks into the database."""
+_PAUSE_S = 0.5
+"""How often a waiting answer looks whether the server wants to stop."""
 _HEARTBEAT_S = 15.0
 _LONGEST_STREAM_S = 600.0
 """Then the reader connects again with the last id it saw, and its key is checked again."""
@@ -46,6 +48,7 @@ class StreamHeaders(Input):
 
 
 @events.get("/customization/jobs/<job_id>/events")
+@needs(Scope.JOBS_READ)
 @events.input(EventsQuery, location="query")
 @events.input(StreamHeaders, location="headers")
 @events.output(Page[JobEvent])
@@ -65,7 +68,7 @@ class _Reader:
     """Reads one job's events in order and remembers how far it is."""
 
     def __init__(self, memory: State, project: str, job_id: str, after: int) -> None:
-        self._memory, self._project, self._job_id = memory, project, job_id
+        self._memory, self._project, self.job_id = memory, project, job_id
         self.after = after
         self.ended = False
         """Whether the job is over and its last event has been read."""
@@ -73,8 +76,8 @@ class _Reader:
     def read(self, limit: int) -> Sequence[JobEvent]:
         """The next events; empty when there are none yet. Raises `NotFound`."""
         # The status first: an event that is written between the two reads must not be missed.
-        is_terminal = self._memory.jobs.get(self._project, self._job_id).is_terminal
-        found = self._memory.jobs.events(self._project, self._job_id, self.after, limit)
+        is_terminal = self._memory.jobs.get(self._project, self.job_id).is_terminal
+        found = self._memory.jobs.events(self._project, self.job_id, self.after, limit)
         self.ended = is_terminal and len(found) < limit
         if found:
             self.after = found[-1].seq
@@ -94,10 +97,12 @@ def _poll(reader: _Reader, query: EventsQuery) -> Page[JobEvent]:
 
 def _wait(reader: _Reader, query: EventsQuery) -> Sequence[JobEvent]:
     deadline = time.monotonic() + query.wait
-    while (left := deadline - time.monotonic()) > 0 and not state().streams.stopping:
-        time.sleep(min(_LOOK_S, left))
-        if (found := reader.read(query.limit)) or reader.ended:
-            return found
+    with state().watcher.watching(reader.job_id, reader.after) as ticket:
+        while (left := deadline - time.monotonic()) > 0 and not state().streams.stopping:
+            if ticket.wait(min(_PAUSE_S, left)):
+                if (found := reader.read(query.limit)) or reader.ended:
+                    return found
+                ticket.saw(reader.after)
     return []
 
 
@@ -114,22 +119,26 @@ def _stream(reader: _Reader) -> Response:
 
 def _messages(reader: _Reader, found: Sequence[JobEvent], memory: State) -> Iterator[str]:
     began_at = spoke_at = time.monotonic()
-    yield f"retry: {int(2000 * _LOOK_S)}\n\n"
-    while True:
-        for event in found:
-            yield f"id: {event.seq}\ndata: {event.model_dump_json()}\n\n"
-        now = time.monotonic()
-        if found:
-            spoke_at = now
-        elif now - spoke_at > _HEARTBEAT_S:
-            spoke_at = now
-            yield ": still here\n\n"  # keeps proxies from cutting the line, and finds out whether the reader is gone
-        if reader.ended or memory.streams.stopping or now - began_at > _LONGEST_STREAM_S:
-            return
-        if not found:
-            time.sleep(_LOOK_S)
-        try:
-            found = reader.read(limit=1000)
-        except OperatorError as error:  # the reader connects again and then gets the problem as an answer
-            _log.error("stream ended", error=error.message)
-            return
+    yield "retry: 1000\n\n"
+    with memory.watcher.watching(reader.job_id, reader.after) as ticket:
+        while True:
+            for event in found:
+                yield f"id: {event.seq}\ndata: {event.model_dump_json()}\n\n"
+            now = time.monotonic()
+            if found:
+                spoke_at = now
+            elif now - spoke_at > _HEARTBEAT_S:
+                spoke_at = now
+                yield ": still here\n\n"  # keeps proxies from cutting the line, and shows whether the reader is gone
+            if reader.ended or memory.streams.stopping or now - began_at > _LONGEST_STREAM_S:
+                return
+            try:
+                found = _next(reader, ticket)
+            except FoundryError as error:  # the reader connects again and then gets the problem as an answer
+                _log.error("stream ended", error=error.message)
+                return
+
+
+def _next(reader: _Reader, ticket: Ticket) -> Sequence[JobEvent]:
+    ticket.saw(reader.after)
+    return reader.read(limit=1000) if ticket.wait(_PAUSE_S) else []

@@ -1,16 +1,22 @@
 """/v1/customization/jobs: submit, look, steer."""
 
 from apiflask import APIBlueprint
+from pydantic import Field
 
 from api.admission import admit
-from api.auth import project_id
+from api.auth import needs, project_id
 from api.idempotency import CreateHeaders, idempotency
-from api.pages import PageQuery, page_of
+from api.pages import PageQuery
 from api.queue import ring
+from api.records import Body
 from api.state import state
+from foundry.errors import IllegalTransition
+from foundry.spec.access import Scope
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import Status
-from foundry.spec.resources import Attempt, Job, Page
+from foundry.spec.record import parse
+from foundry.spec.resources import Job, Page
+from foundry.store.records import Idempotency, JobInputs
 
 jobs = APIBlueprint("jobs", __name__)
 
@@ -22,7 +28,15 @@ class JobsQuery(PageQuery):
     """Only jobs that stand there."""
 
 
+class CloneBody(Body):
+    """What is to be different in the new job."""
+
+    changes: dict[str, object] = Field(default_factory=dict)
+    """Fields of a spec as in JSON Merge Patch (RFC 7396): null takes a field back to its default."""
+
+
 @jobs.post("/customization/jobs")
+@needs(Scope.JOBS_WRITE)
 @jobs.input(JobSpec)
 @jobs.input(CreateHeaders, location="headers")
 @jobs.output(Job, 201)
@@ -32,14 +46,11 @@ def create(json_data: JobSpec, headers_data: CreateHeaders) -> Job:
 
     Refused with 422 before anything is written when teacher, data or a target's budget cannot work.
     """
-    inputs = admit(json_data, project_id())
-    once = idempotency(headers_data, json_data.model_dump_json())
-    job = state().jobs.submit(project_id(), json_data, inputs, once)
-    ring(state().settings.broker_url, job.id)
-    return job
+    return _submit(json_data, idempotency(headers_data, json_data.model_dump_json()))
 
 
 @jobs.get("/customization/jobs")
+@needs(Scope.JOBS_READ)
 @jobs.input(JobsQuery, location="query")
 @jobs.output(Page[Job])
 def list_jobs(query_data: JobsQuery) -> Page[Job]:
@@ -48,13 +59,25 @@ def list_jobs(query_data: JobsQuery) -> Page[Job]:
 
 
 @jobs.get("/customization/jobs/<job_id>")
+@needs(Scope.JOBS_READ)
 @jobs.output(Job)
 def get_job(job_id: str) -> Job:
     """One job as it stands."""
     return state().jobs.get(project_id(), job_id)
 
 
+@jobs.delete("/customization/jobs/<job_id>")
+@needs(Scope.JOBS_WRITE)
+@jobs.output({}, 204)
+@jobs.doc(responses=[409])
+def delete(job_id: str) -> str:
+    """Delete an ended job with its history. Refused with 409 while it goes on or has variants."""
+    state().removal.job(project_id(), job_id)
+    return ""
+
+
 @jobs.post("/customization/jobs/<job_id>/cancel")
+@needs(Scope.JOBS_WRITE)
 @jobs.output(Job)
 @jobs.doc(responses=[409])
 def cancel(job_id: str) -> Job:
@@ -63,6 +86,7 @@ def cancel(job_id: str) -> Job:
 
 
 @jobs.post("/customization/jobs/<job_id>/pause")
+@needs(Scope.JOBS_WRITE)
 @jobs.output(Job)
 @jobs.doc(responses=[409])
 def pause(job_id: str) -> Job:
@@ -71,6 +95,7 @@ def pause(job_id: str) -> Job:
 
 
 @jobs.post("/customization/jobs/<job_id>/resume")
+@needs(Scope.JOBS_WRITE)
 @jobs.output(Job)
 @jobs.doc(responses=[409])
 def resume(job_id: str) -> Job:
@@ -80,10 +105,61 @@ def resume(job_id: str) -> Job:
     return job
 
 
-@jobs.get("/customization/jobs/<job_id>/attempts")
-@jobs.input(PageQuery, location="query")
-@jobs.output(Page[Attempt])
-def list_attempts(job_id: str, query_data: PageQuery) -> Page[Attempt]:
-    """Every claim of the job by a worker, in order."""
-    attempts = state().jobs.attempts(project_id(), job_id)
-    return page_of(attempts, query_data, lambda attempt: str(attempt.attempt))
+@jobs.post("/customization/jobs/<job_id>/retry")
+@needs(Scope.JOBS_WRITE)
+@jobs.input(CreateHeaders, location="headers")
+@jobs.output(Job, 201)
+@jobs.doc(responses=[409])
+def retry(job_id: str, headers_data: CreateHeaders) -> Job:
+    """Submit a failed or cancelled job anew: a job of its own, with the same spec, whose `parent_id` is this one."""
+    once = idempotency(headers_data)
+    if made := state().requests.made(project_id(), once):
+        return state().jobs.get(project_id(), made)
+    job = state().jobs.get(project_id(), job_id)
+    if job.status not in (Status.FAILED, Status.CANCELLED):
+        raise IllegalTransition(
+            f"job {job_id} is {job.status}: only a failed or cancelled job is retried; clone it to run it once more"
+        )
+    return _submit(job.spec, once, parent_id=job_id)
+
+
+@jobs.post("/customization/jobs/<job_id>/clone")
+@needs(Scope.JOBS_WRITE)
+@jobs.input(CloneBody)
+@jobs.input(CreateHeaders, location="headers")
+@jobs.output(Job, 201)
+@jobs.doc(responses=[400, 415])
+def clone(job_id: str, json_data: CloneBody, headers_data: CreateHeaders) -> Job:
+    """Submit a job like this one, with changes; `parent_id` of the new one is this one."""
+    once = idempotency(headers_data, json_data.model_dump_json())
+    if made := state().requests.made(project_id(), once):
+        return state().jobs.get(project_id(), made)
+    before = state().jobs.get(project_id(), job_id).spec.model_dump(mode="json")
+    spec = parse(JobSpec, _merged(before, json_data.changes), prefix="/changes")
+    return _submit(spec, once, parent_id=job_id)
+
+
+def _submit(given: JobSpec, once: Idempotency | None, parent_id: str | None = None) -> Job:
+    """A repeated request gets its job, whatever has become of teacher and data since: that is looked up first."""
+    project, memory = project_id(), state()
+    if made := memory.requests.made(project, once):
+        return memory.jobs.get(project, made)
+    spec = memory.targets.resolve(project, given)
+    inputs: JobInputs = admit(spec, project)
+    job = memory.jobs.submit(project, spec, inputs, once, parent_id)
+    ring(memory.settings.broker_url, job.id)
+    return job
+
+
+def _merged(document: dict[str, object], changes: dict[str, object]) -> dict[str, object]:
+    """JSON Merge Patch, RFC 7396."""
+    merged = dict(document)
+    for name, value in changes.items():
+        before = merged.get(name)
+        if value is None:
+            merged.pop(name, None)
+        elif isinstance(value, dict):
+            merged[name] = _merged(before if isinstance(before, dict) else {}, value)
+        else:
+            merged[name] = value
+    return merged

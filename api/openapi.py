@@ -6,9 +6,13 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
+from flask import current_app
 from pydantic import BaseModel
 
+from api.auth import OPEN_ENDPOINTS, scope_of
 from api.errors import MEDIA_TYPE, Problem
+from api.examples import EXAMPLES
+from foundry.spec.access import Scope
 
 EVENT_STREAM = "text/event-stream"
 DESCRIPTION = (
@@ -54,6 +58,11 @@ def also_as_stream(description: str) -> dict[int, Any]:
     return {200: {"content": {EVENT_STREAM: {"schema": schema}}}, 204: "The stream is over: do not connect again"}
 
 
+def text(description: str) -> dict[int, Any]:
+    """For `doc(responses=...)`: the answer is plain text."""
+    return {200: {"description": description, "content": {"text/plain": {"schema": _TEXT}}}}
+
+
 def document(kind: type[BaseModel], description: str) -> dict[int, Any]:
     """For `doc(responses=...)`: the answer is a stored document of this kind, sent as it is."""
     return {200: {"description": description, "content": {"application/json": {"schema": _inline(kind)}}}}
@@ -67,10 +76,20 @@ def complete(spec: dict[str, Any]) -> dict[str, Any]:
     for name in ("HTTPError", "ValidationError"):  # APIFlask's own shapes, which no answer of ours has
         schemas.pop(name, None)
     spec["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    for path, operations in spec["paths"].items():
-        for operation in operations.values():
-            _complete_operation(operation, closed=path.startswith("/v1/"))
+    for name, example in EXAMPLES.items():
+        schemas[name]["examples"] = [example]
+    scopes = _scopes()
+    for operations in spec["paths"].values():
+        for method, operation in operations.items():
+            endpoint = operation["operationId"].removeprefix(f"{method}_")
+            _complete_operation(operation, closed=endpoint in scopes, scope=scopes.get(endpoint))
     return spec
+
+
+def _scopes() -> dict[str, Scope | None]:
+    """Every view that asks for a key, as its operationId ends, with the scope it needs."""
+    views = current_app.view_functions
+    return {name.replace(".", "_"): scope_of(view) for name, view in views.items() if name not in OPEN_ENDPOINTS}
 
 
 def _one_name_each(spec: dict[str, Any]) -> dict[str, Any]:
@@ -87,11 +106,20 @@ def _one_name_each(spec: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def _complete_operation(operation: dict[str, Any], *, closed: bool) -> None:
+_CLOSED = (
+    HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)  # fmt: skip
+
+
+def _complete_operation(operation: dict[str, Any], *, closed: bool, scope: Scope | None) -> None:
     responses = operation["responses"]
-    operation["security"] = [{"key": []}] if closed else []
+    operation["security"] = [{"key": [scope.value] if scope else []}] if closed else []
     if closed:
-        for status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE):
+        operation["description"] = "\n\n".join(
+            part for part in (operation.get("description"), f"Needs the scope `{scope}`." if scope else None) if part
+        )
+        for status in _CLOSED:
             responses.setdefault(str(status.value), {"description": status.phrase})
         responses["default"] = {"description": "Any other problem"}
         for status_code, response in responses.items():

@@ -22,6 +22,15 @@ class PageQuery(Input):
     """`next` of the page before."""
 
 
+class NumberedQuery(Input):
+    """What a list takes whose items are numbered from 1, oldest first."""
+
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    """The most items that the page may hold."""
+    after: Annotated[int, Field(ge=0, lt=2**53)] = 0
+    """`next` of the page before: the number of its last item."""
+
+
 def page_of(items: Sequence[T], query: PageQuery, name: Callable[[T], str]) -> Page[T]:
     """One page of a short list that is known as a whole; raise `InvalidSpec` when `after` names none of its items."""
     names = [name(item) for item in items]

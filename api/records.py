@@ -17,6 +17,10 @@ class Input(Record):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
+class Body(Input):
+    """What a view reads from a JSON body."""
+
+
 class RecordAdapter(PydanticAdapter):
     """Reads records from body, query and headers; raises `InvalidSpec`, or 400 and 415 for what is not JSON at all."""
 

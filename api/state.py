@@ -5,13 +5,25 @@ from dataclasses import dataclass
 from flask import current_app
 
 from api.streams import Streams
+from api.watcher import Watcher
+from foundry.store.aliases import Aliases
 from foundry.store.artifacts import ArtifactStore, LocalArtifacts
 from foundry.store.database import Database
 from foundry.store.datasets import Datasets
+from foundry.store.forecasts import Forecasts
+from foundry.store.history import History
+from foundry.store.idempotency import Requests
 from foundry.store.jobs import Jobs
 from foundry.store.keys import Keys, read_or_make_secret
+from foundry.store.models import Models
+from foundry.store.projects import Members, Projects
+from foundry.store.removal import Removal
 from foundry.store.settings import Settings
+from foundry.store.targets import Targets
+from foundry.store.uploads import Uploads
+from foundry.store.usage import UsageMeter
 from foundry.store.variants import Variants
+from foundry.store.webhooks import Webhooks
 
 _NAME = "foundry"
 
@@ -26,23 +38,50 @@ class State:
     keys: Keys
     datasets: Datasets
     jobs: Jobs
+    history: History
     variants: Variants
+    aliases: Aliases
+    uploads: Uploads
+    models: Models
+    targets: Targets
+    webhooks: Webhooks
+    projects: Projects
+    members: Members
+    usage: UsageMeter
+    forecasts: Forecasts
+    removal: Removal
+    requests: Requests
     streams: Streams
+    watcher: Watcher
 
 
 def open_state(settings: Settings) -> State:
     """Connects to nothing yet: the service starts while its database is still starting."""
     database = Database(settings.database_url)
     artifacts = LocalArtifacts(settings.artifacts)
+    keys = Keys(database, read_or_make_secret(settings.home / "secret"))
     return State(
         settings=settings,
         database=database,
         artifacts=artifacts,
-        keys=Keys(database, read_or_make_secret(settings.home / "secret")),
+        keys=keys,
         datasets=Datasets(database, artifacts),
         jobs=Jobs(database, settings),
+        history=History(database),
         variants=Variants(database, artifacts),
+        aliases=Aliases(database),
+        uploads=Uploads(database, settings),
+        models=Models(database, artifacts, settings),
+        targets=Targets(database),
+        webhooks=Webhooks(database),
+        projects=Projects(database, keys),
+        members=Members(database),
+        usage=UsageMeter(database, settings),
+        forecasts=Forecasts(database, settings),
+        removal=Removal(database, artifacts, settings),
+        requests=Requests(database),
         streams=Streams(),
+        watcher=Watcher(database),
     )
 
 

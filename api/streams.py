@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from werkzeug.exceptions import ServiceUnavailable
 
-STREAMS = 48
+STREAMS = 240
 """Open answers in one process. The same number of threads in gunicorn_conf.py waits in them."""
 RETRY_AFTER_S = 5
 
@@ -26,6 +26,11 @@ class Streams:
                 retry_after=RETRY_AFTER_S,
             )
         return _Once(self._free.release)
+
+    @property
+    def open(self) -> int:
+        """How many slots are taken."""
+        return self.limit - self._free._value
 
     def stop_when(self, stopping: Callable[[], bool]) -> None:
         """Tell streams how to learn that the server wants to stop."""

@@ -1,9 +1,18 @@
 """/v1/targets and /v1/formats: what a job can be for, and how it can be written."""
 
-from apiflask import APIBlueprint
+from typing import Annotated
 
+from apiflask import APIBlueprint
+from pydantic import Field
+
+from api.auth import needs, project_id
 from api.pages import PageQuery, page_of
+from api.records import Body
+from api.state import state
+from foundry.spec.access import Scope
 from foundry.spec.formats import FORMATS, parse_format
+from foundry.spec.job import CustomTarget
+from foundry.spec.record import Count, parse
 from foundry.spec.resources import Page, Resource, Target
 from foundry.spec.target import DeviceProfile, device_profiles
 
@@ -18,16 +27,59 @@ class FormatName(Resource):
     quantisation: str
 
 
+class TargetBody(Body):
+    """A device. Exactly one of `max_bytes` and `max_params` is given."""
+
+    description: Annotated[str, Field(max_length=1000)] = ""
+    max_bytes: Count | None = None
+    """The file in the device format plus the KV cache at `context_tokens`."""
+    max_params: Count | None = None
+    context_tokens: Count = 2048
+    format: str | None = None
+    """The format the device runs; by default the job's first GGUF, else its first format."""
+
+
 @targets.get("/targets")
+@needs(Scope.TARGETS_READ)
 @targets.input(PageQuery, location="query")
 @targets.output(Page[Target])
 def list_targets(query_data: PageQuery) -> Page[Target]:
-    """The device profiles that `targets` of a job may name."""
-    known = [_target(profile) for profile in device_profiles().values()]
+    """The devices that `targets` of a job may name: the project's own, then those of the service."""
+    known = state().targets.all(project_id()) + [_target(profile) for profile in device_profiles().values()]
     return page_of(known, query_data, lambda target: target.name)
 
 
+@targets.get("/targets/<name>")
+@needs(Scope.TARGETS_READ)
+@targets.output(Target)
+def get_target(name: str) -> Target:
+    """One device."""
+    profile = device_profiles().get(name)
+    return _target(profile) if profile else state().targets.get(project_id(), name)
+
+
+@targets.put("/targets/<name>")
+@needs(Scope.TARGETS_WRITE)
+@targets.input(TargetBody)
+@targets.output(Target)
+@targets.doc(responses=[400, 409, 415])
+def put_target(name: str, json_data: TargetBody) -> Target:
+    """Describe a device of the project's own, or describe it anew; jobs submitted before keep what it was."""
+    fields = json_data.model_dump(exclude={"description"}, exclude_none=True)
+    return state().targets.put(project_id(), parse(CustomTarget, {"name": name, **fields}), json_data.description)
+
+
+@targets.delete("/targets/<name>")
+@needs(Scope.TARGETS_WRITE)
+@targets.output({}, 204)
+def delete_target(name: str) -> str:
+    """Forget a device of the project's own."""
+    state().targets.delete(project_id(), name)
+    return ""
+
+
 @targets.get("/formats")
+@needs(Scope.TARGETS_READ)
 @targets.input(PageQuery, location="query")
 @targets.output(Page[FormatName])
 def list_formats(query_data: PageQuery) -> Page[FormatName]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foundry import errors as errors
+    from foundry.client.client import AsyncFoundry as AsyncFoundry
     from foundry.client.client import Foundry as Foundry
     from foundry.errors import FoundryError as FoundryError
     from foundry.spec.job import CustomTarget as CustomTarget
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from foundry.spec.variant import VariantManifest as VariantManifest
 
 _DEFINED_IN = {
+    "AsyncFoundry": "foundry.client.client",
     "CustomTarget": "foundry.spec.job",
     "Dataset": "foundry.spec.resources",
     "Foundry": "foundry.client.client",

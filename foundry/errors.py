@@ -10,13 +10,20 @@
     │   ├── UnsafeCheckpoint      pickled weights, code, links: refused unread
     │   ├── DamagedCheckpoint     headers, config and weights disagree
     │   ├── UnsupportedFamily
-    │   └── InvalidData           empty, malformed or too short; names the line
+    │   ├── InvalidData           empty, malformed or too short; names the line
+    │   └── UnsafeAddress         a webhook's address is not a public https one
     ├── StateConflict             the thing exists but is not in a state that allows this
     │   ├── IllegalTransition
     │   ├── LeaseLost             another attempt owns the job now; stop without writing
+    │   ├── NameTaken             another object of the project has this name
+    │   ├── InUse                 something else still needs the object
+    │   ├── UploadConflict        parts are missing, or the upload is over
     │   └── IdempotencyConflict   one key, two different requests
     ├── NotFound                  no such object in this project
-    ├── Unauthorized              the key is missing, wrong or revoked
+    ├── Unauthorized              the key is missing, wrong, expired or revoked
+    ├── Forbidden                 the key is good, but its scopes do not reach this far
+    ├── QuotaExceeded             the project has used up what its operator allows
+    ├── RateLimited               too many requests in a minute; the same request works a moment later
     ├── OperatorError             the installation must be mended, then the same request works
     │   ├── MissingExtra          an optional dependency is not installed
     │   ├── InvalidSettings       a FOUNDRY_* variable has a value that cannot be
@@ -146,6 +153,12 @@ class InvalidData(UserError):
         self.line = line
 
 
+class UnsafeAddress(UserError):
+    """The address is not a public https address."""
+
+    code = "unsafe_address"
+
+
 class StateConflict(FoundryError):
     """The object is not in a state that allows this."""
 
@@ -164,6 +177,24 @@ class LeaseLost(StateConflict):
     code = "lease_lost"
 
 
+class NameTaken(StateConflict):
+    """Another object of the project has this name."""
+
+    code = "name_taken"
+
+
+class InUse(StateConflict):
+    """Something else still needs the object."""
+
+    code = "in_use"
+
+
+class UploadConflict(StateConflict):
+    """Parts of the upload are missing, or it is over."""
+
+    code = "upload_conflict"
+
+
 class IdempotencyConflict(StateConflict):
     """This idempotency key was used with another request."""
 
@@ -177,9 +208,31 @@ class NotFound(FoundryError):
 
 
 class Unauthorized(FoundryError):
-    """The API key is missing, wrong or revoked."""
+    """The API key is missing, wrong, expired or revoked."""
 
     code = "unauthorized"
+
+
+class Forbidden(FoundryError):
+    """The API key may not do this."""
+
+    code = "forbidden"
+
+
+class QuotaExceeded(FoundryError):
+    """The project has used up what its operator allows."""
+
+    code = "quota_exceeded"
+
+
+class RateLimited(FoundryError):
+    """Too many requests in a short time."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class OperatorError(FoundryError):

@@ -9,8 +9,9 @@ from alembic import context
 from sqlalchemy.engine import Connection
 
 from foundry.store.database import Database
+from foundry.store.rows import Json, Words
 from foundry.store.settings import Settings
-from foundry.store.tables import Json, Row, Words
+from foundry.store.tables import Row
 
 
 def plain_type(kind: str, item: Any, _: Any) -> str | Literal[False]:

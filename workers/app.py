@@ -13,6 +13,7 @@ from celery.worker import state
 from foundry.errors import InvalidSettings
 from foundry.store.settings import Settings
 from workers import logs
+from workers.postman import Postman
 from workers.reconciler import Reconciler
 from workers.station import open_station
 
@@ -64,4 +65,6 @@ def _start_reconciler(sender: Any, **_: Any) -> None:
     def is_idle() -> bool:
         return not stopping.is_set() and len(state.reserved_requests) < sender.controller.concurrency
 
-    Reconciler(settings, open_station(settings, stopping).jobs, ring=ring, is_idle=is_idle).start()
+    station = open_station(settings, stopping)
+    Reconciler(settings, station.jobs, ring=ring, is_idle=is_idle, sweeps=station.sweeps).start()
+    Postman(settings, station.outbox).start()

@@ -13,6 +13,7 @@ import structlog
 from foundry.errors import FoundryError, OperatorError
 from foundry.store.settings import Settings
 from workers import logs
+from workers.postman import Postman
 from workers.reconciler import Reconciler
 from workers.station import Station, open_station
 
@@ -52,11 +53,14 @@ def main() -> int:
     except FoundryError as error:
         print(f"the worker cannot start: {error.message}", file=sys.stderr)
         return 1
-    reconciler = Reconciler(settings, station.jobs)
+    reconciler = Reconciler(settings, station.jobs, sweeps=station.sweeps)
+    postman = Postman(settings, station.outbox)
     reconciler.start()
+    postman.start()
     _log.info("worker started", worker=station.name, work=str(settings.work))
     work(station, stopping)
     reconciler.stop()
+    postman.stop()
     station.database.close()
     _log.info("worker stopped", worker=station.name)
     return 0

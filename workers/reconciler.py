@@ -4,7 +4,7 @@ Every worker runs it. No leader is needed: freeing and claiming are guarded upda
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -21,14 +21,16 @@ class Reconciler:
 
     def __init__(
         self, settings: Settings, jobs: Jobs, *, ring: Callable[[str], None] = lambda _: None,
-        is_idle: Callable[[], bool] = lambda: True,
+        is_idle: Callable[[], bool] = lambda: True, sweeps: Sequence[Callable[[], None]] = (),
     ) -> None:  # fmt: skip
         """`ring` tells a worker of a queued job. It is called only while `is_idle`: a busy worker would only pile up
-        messages, and an idle one proves that a job still queued has no message on its way."""
+        messages, and an idle one proves that a job still queued has no message on its way. `sweeps` remove what is
+        over: uploads that nobody finished, bytes that nothing holds."""
         self._settings = settings
         self._jobs = jobs
         self._ring = ring
         self._is_idle = is_idle
+        self._sweeps = sweeps
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._go, name="reconciler", daemon=True)
 
@@ -48,6 +50,8 @@ class Reconciler:
                 self._ring(job_id)
         for job_id in folders.sweep(self._settings.work, self._jobs.terminal_among):
             _log.info("removed the folder of an ended job", job_id=job_id)
+        for sweep in self._sweeps:
+            sweep()
 
     def _go(self) -> None:
         while not self._closing.is_set():

@@ -2,13 +2,17 @@
 
 import os
 import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from foundry.store.artifacts import LocalArtifacts
 from foundry.store.database import Database
 from foundry.store.datasets import Datasets
 from foundry.store.jobs import Jobs
+from foundry.store.outbox import Outbox
+from foundry.store.removal import Removal
 from foundry.store.settings import Settings
+from foundry.store.uploads import Uploads
 from workers.supervisor import RUN, StopSignal, Supervisor
 
 
@@ -22,6 +26,9 @@ class Station:
     database: Database
     jobs: Jobs
     supervisor: Supervisor
+    outbox: Outbox
+    sweeps: Sequence[Callable[[], None]]
+    """Remove what is over; safe to do by several workers at once."""
 
 
 def open_station(settings: Settings, stopping: StopSignal) -> Station:
@@ -34,4 +41,7 @@ def open_station(settings: Settings, stopping: StopSignal) -> Station:
         settings, jobs, Datasets(database, artifacts), artifacts, stopping=stopping, command=settings.run_command or RUN
     )
     name = f"{socket.gethostname()}:{os.getpid()}"
-    return Station(name=name, settings=settings, database=database, jobs=jobs, supervisor=supervisor)
+    return Station(
+        name=name, settings=settings, database=database, jobs=jobs, supervisor=supervisor, outbox=Outbox(database),
+        sweeps=(Uploads(database, settings).sweep, Removal(database, artifacts, settings).sweep),
+    )  # fmt: skip

@@ -1,27 +1,39 @@
-"""`foundry up | submit | watch | jobs | cancel | download | targets | plan | run`.
+"""The `foundry` command: a service, jobs, what a project keeps, and work without a service.
 
 Commands import what they need when they run, so that `foundry --help` is quick and needs no extra installed.
 """
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
-from foundry.cli import jobs, local, service
+from foundry.cli import account, jobs, library, local, service, steering
 
 app = typer.Typer(
     name="foundry",
     help="Prune, distil and export language models to the size of a device.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
-    service.up, jobs.submit, jobs.watch, jobs.jobs, jobs.cancel, jobs.download, local.targets, local.plan, local.run,
-):  # fmt: skip
-    app.command()(command)
+_PANELS = {
+    "A service": (service.up, account.login, account.logout, account.profiles, account.whoami, account.usage),
+    "Jobs": (
+        steering.estimate, jobs.submit, jobs.watch, jobs.jobs, jobs.cancel, steering.pause, steering.resume,
+        steering.retry, steering.clone, steering.logs, steering.metrics, jobs.download,
+    ),
+    "Without a service": (local.targets, local.plan, local.run),
+}  # fmt: skip
+for panel, commands in _PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+for name, group in {
+    "datasets": library.datasets, "models": library.models, "variants": library.variants, "aliases": library.aliases,
+    "keys": account.keys, "webhooks": account.webhooks,
+}.items():  # fmt: skip
+    app.add_typer(group, name=name, rich_help_panel="What a project has")
 
 
 def _print_version(wanted: bool) -> None:
@@ -37,17 +49,24 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    profile: Annotated[
+        str | None, typer.Option(help="The service to talk to, as kept by `foundry login`.", envvar="FOUNDRY_PROFILE")
+    ] = None,
 ) -> None:
-    pass
+    if profile is not None:
+        os.environ["FOUNDRY_PROFILE"] = profile
+        for name in ("FOUNDRY_URL", "FOUNDRY_KEY"):  # what is asked for goes before what is set for all
+            os.environ.pop(name, None)
 
 
 def main() -> None:
-    """The `foundry` command: 0 done, 1 it could not be done, 2 it was called wrongly, 130 interrupted."""
-    from foundry.cli.render import show_error
+    """The exit code: 0 done, 1 it could not be done, 2 it was called wrongly, 3 no service answers, 4 the key is
+    missing or may not do this, 130 interrupted."""
+    from foundry.cli.render import exit_code, show_error
     from foundry.errors import FoundryError
 
     try:
-        app()
+        app(prog_name="foundry")
     except (FoundryError, OSError) as error:
         show_error(error)
-        sys.exit(1)
+        sys.exit(exit_code(error))

@@ -24,6 +24,7 @@ from typing import Self
 import foundry
 from foundry.cli.render import say
 from foundry.errors import OperatorError, StateConflict, Unauthorized
+from foundry.spec.access import Scope
 from foundry.store.database import Database
 from foundry.store.keys import Keys, read_or_make_secret
 from foundry.store.settings import Settings
@@ -171,7 +172,7 @@ def _prepare(settings: Settings) -> bool:
             with contextlib.suppress(Unauthorized):
                 keys.authenticate(path.read_text(encoding="utf-8").strip())
                 return False
-        _, plaintext = keys.create(keys.ensure_default_project(), "foundry up")
+        _, plaintext = keys.create(keys.ensure_default_project(), "foundry up", frozenset(Scope))
         _write_private(path, plaintext)
         return True
     finally:

@@ -1,25 +1,14 @@
 """The commands that talk to a service: submit, watch, jobs, cancel, download."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foundry.cli.service_client import AsJson, JobId, service
+
 if TYPE_CHECKING:
     from foundry.client.client import Foundry
-
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-
-
-@contextmanager
-def _service() -> Iterator["Foundry"]:
-    from foundry.client.client import Foundry
-
-    with Foundry() as foundry:
-        yield foundry
 
 
 def submit(
@@ -33,7 +22,7 @@ def submit(
     from foundry.spec.job import is_hub_id
 
     request = read_spec(spec)
-    with _service() as foundry:
+    with service() as foundry:
         if Path(request.data).is_file():
             if not is_hub_id(request.teacher):
                 foundry.estimate(request)  # a wrong target, teacher or budget is refused before anything is uploaded
@@ -57,7 +46,7 @@ def watch(
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
 ) -> None:
     """Follow a job to its end; the exit code says whether it succeeded."""
-    with _service() as foundry:
+    with service() as foundry:
         if as_json:
             foundry.jobs.wait(job, progress=lambda event: print(event.model_dump_json(), flush=True))
         else:
@@ -84,7 +73,7 @@ def jobs(
     """List jobs, newest first."""
     from foundry.cli import render
 
-    with _service() as foundry:
+    with service() as foundry:
         found = list(foundry.jobs.list(status=status, limit=limit))
     if as_json:
         render.print_json(found)
@@ -98,7 +87,7 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
     """Stop a job for good."""
     from foundry.cli import render
 
-    with _service() as foundry:
+    with service() as foundry:
         stopped = foundry.jobs.cancel(job)
     if as_json:
         render.print_json(stopped)
@@ -123,7 +112,7 @@ def download(
     from foundry.client.download import place
     from foundry.errors import NotFound
 
-    with _service() as foundry:
+    with service() as foundry:
         if source.startswith("job_"):
             variants = list(foundry.variants.list(job_id=foundry.jobs.get(source).id))
         else:

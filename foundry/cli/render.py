@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from foundry.errors import FoundryError, RequestFailed
+from foundry.errors import Forbidden, FoundryError, RequestFailed, ServiceUnreachable, Unauthorized
 from foundry.spec.family import Shape
-from foundry.spec.lifecycle import Status
+from foundry.spec.lifecycle import JobEvent, Status
 from foundry.spec.resources import Job, Variant
 from foundry.spec.target import DeviceProfile
 from foundry.spec.variant import Metrics, VariantManifest
@@ -59,6 +60,77 @@ def print_json(content: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> Non
     else:
         document = [item.model_dump(mode="json") for item in content]
     print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def show_records(
+    records: Sequence[BaseModel], as_json: bool, *fields: str, empty: str = "there is nothing yet"
+) -> None:
+    """Records as JSON, or these fields of them as a table."""
+    if as_json:
+        print_json(records)
+        return
+    rows = [{field: getattr(record, field) for field in fields} for record in records]
+    kept = [field for field in fields if any(row[field] not in (None, (), "") for row in rows)]
+    show_rows([{field: row[field] for field in kept} for row in rows], as_json=False, empty=empty)
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]], as_json: bool, empty: str = "there is nothing yet") -> None:
+    """Rows with the same columns, as JSON or as a table; `empty` is said where there are none."""
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif not rows:
+        say(empty)
+    else:
+        made = table(*rows[0])
+        for row in rows:
+            made.add_row(*(Text(_cell(name, value)) for name, value in row.items()))
+        out().print(made)
+
+
+def show_record(record: BaseModel, as_json: bool, **more: Any) -> None:
+    """One record with all its fields, and more that belong to it."""
+    document = {**record.model_dump(mode="json"), **more}
+    if as_json:
+        print_json(document)
+    else:
+        show_pairs({**{name: getattr(record, name) for name in type(record).model_fields}, **more})
+
+
+def show_pairs(pairs: Mapping[str, Any]) -> None:
+    """Names and values below each other; what is empty is left out."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in pairs.items():
+        if (text := _cell(name, value)) != "":
+            grid.add_row(Text(name, style="bold"), Text(text))
+    out().print(grid)
+
+
+def print_event(event: JobEvent) -> None:
+    """One line of a log."""
+    style = {"warning": "yellow", "error": "bold red", "debug": "dim"}.get(event.level, "")
+    line = Text.assemble((f"{event.created_at.astimezone():%Y-%m-%d %H:%M:%S}  ", "dim"), (event.message, style))
+    out().print(line, soft_wrap=True)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return f"{value.astimezone():%Y-%m-%d %H:%M}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and name.endswith("bytes"):
+        return size(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def exit_code(error: FoundryError | OSError) -> int:
+    """1: it could not be done. 3: no service answers. 4: the key is missing, refused, or may not do this."""
+    if isinstance(error, ServiceUnreachable):
+        return 3
+    return 4 if isinstance(error, Unauthorized | Forbidden) else 1
 
 
 def size(count: int) -> str:

@@ -1,22 +1,50 @@
-"""`Foundry`: one service, one key, and the resources behind it."""
+"""`Foundry` and `AsyncFoundry`: one service, one key, and the resources behind it."""
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self
 
 import httpx2
 
+from foundry.client.access import Account, Keys, Members, Projects
 from foundry.client.datasets import Datasets
+from foundry.client.flow import T
 from foundry.client.home import find_service
-from foundry.client.jobs import Jobs, spec_body
+from foundry.client.jobs import Jobs
+from foundry.client.models import Models
 from foundry.client.targets import Targets
-from foundry.client.transport import RETRIES, Transport
-from foundry.client.variants import Variants
-from foundry.spec.estimate import Estimate
+from foundry.client.transport import RETRIES, AsyncTransport, Transport
+from foundry.client.uploads import Uploads
+from foundry.client.variants import Aliases, Variants
+from foundry.client.webhooks import Webhooks
+from foundry.spec.forecast import JobEstimate
 from foundry.spec.job import JobSpec
 
 
-class Foundry:
+class _Resources(Generic[T]):
+    """Everything that a service has, on a transport of either kind."""
+
+    def __init__(self, transport: T) -> None:
+        self.url = transport.url
+        self._transport: T = transport
+        self.datasets: Datasets[T] = Datasets(transport)
+        self.uploads: Uploads[T] = Uploads(transport)
+        self.models: Models[T] = Models(transport)
+        self.targets: Targets[T] = Targets(transport)
+        self.jobs: Jobs[T] = Jobs(transport)
+        self.variants: Variants[T] = Variants(transport)
+        self.aliases: Aliases[T] = Aliases(transport)
+        self.webhooks: Webhooks[T] = Webhooks(transport)
+        self.keys: Keys[T] = Keys(transport)
+        self.members: Members[T] = Members(transport)
+        self.projects: Projects[T] = Projects(transport)
+        self.account: Account[T] = Account(transport)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__.lstrip('_')}({self.url!r})"
+
+
+class Foundry(_Resources[Transport]):
     """The client.
 
         with Foundry() as foundry:                       # the service that `foundry up` started
@@ -25,36 +53,22 @@ class Foundry:
             job = foundry.jobs.wait(job.id)
             foundry.variants.download(job.variant_ids[0], to="variant")
 
-    Without `url` and `key` it looks at FOUNDRY_URL and FOUNDRY_KEY, then into the folder that `foundry up` writes.
-    `timeout` is in seconds for one silence on the line, `retries` how often a call that may be repeated is sent again.
-    Safe to share between threads.
+    Without `url` and `key` it looks at FOUNDRY_URL and FOUNDRY_KEY, then at the profile that `foundry login` wrote
+    (`profile`, FOUNDRY_PROFILE, or the default one), then into the folder that `foundry up` writes. `timeout` is in
+    seconds for one silence on the line, `retries` how often a call that may be repeated is sent again. Safe to share
+    between threads.
     """
 
     def __init__(
-        self,
-        url: str | None = None,
-        key: str | None = None,
-        *,
-        transport: httpx2.BaseTransport | None = None,
-        timeout: float = 60.0,
-        retries: int = RETRIES,
-    ) -> None:
-        address = find_service(url, key)
-        self.url = address.url
-        self._transport = Transport(address.url, address.key, transport=transport, timeout=timeout, retries=retries)
-        self.datasets = Datasets(self._transport)
-        self.jobs = Jobs(self._transport)
-        self.variants = Variants(self._transport)
-        self.targets = Targets(self._transport)
+        self, url: str | None = None, key: str | None = None, *, profile: str | None = None,
+        transport: httpx2.BaseTransport | None = None, timeout: float = 60.0, retries: int = RETRIES,
+    ) -> None:  # fmt: skip
+        address = find_service(url, key, profile)
+        super().__init__(Transport(address.url, address.key, transport=transport, timeout=timeout, retries=retries))
 
-    def estimate(self, spec: JobSpec | Mapping[str, Any] | None = None, **fields: Any) -> Estimate:
-        """What a job would give, by arithmetic alone: shape, parameters and bytes for each target and format.
-
-        Takes what `jobs.create` takes; nothing is stored. Raises a refusal with the smallest reachable size in its
-        problem document when a budget cannot be met.
-        """
-        answer = self._transport.call("POST", "/v1/customization/estimates", json=spec_body(spec, fields))
-        return self._transport.read(Estimate, answer)
+    def estimate(self, spec: JobSpec | Mapping[str, Any] | None = None, **fields: Any) -> JobEstimate:
+        """`jobs.estimate`: what a job would give and take."""
+        return self.jobs.estimate(spec, **fields)
 
     def close(self) -> None:
         """Close every connection."""
@@ -68,5 +82,39 @@ class Foundry:
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"Foundry({self.url!r})"
+
+class AsyncFoundry(_Resources[AsyncTransport]):
+    """The same client for programs that await: every verb returns an awaitable, every list an asynchronous iterator.
+
+        async with AsyncFoundry() as foundry:
+            data = await foundry.datasets.upload("domain.jsonl")
+            async for job in foundry.jobs.list(status="running"):
+                ...
+
+    Files are read and brought home in threads. `blocking_transport` is what those send through.
+    """
+
+    def __init__(
+        self, url: str | None = None, key: str | None = None, *, profile: str | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None, blocking_transport: httpx2.BaseTransport | None = None,
+        timeout: float = 60.0, retries: int = RETRIES,
+    ) -> None:  # fmt: skip
+        address = find_service(url, key, profile)
+        super().__init__(
+            AsyncTransport(
+                address.url, address.key, transport=transport, blocking=blocking_transport, timeout=timeout,
+                retries=retries,
+            )
+        )  # fmt: skip
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._transport.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

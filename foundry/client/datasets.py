@@ -1,71 +1,79 @@
 """`foundry.datasets`: upload once, use in many jobs."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+from foundry.client import resource
+from foundry.client.flow import Flow, Items, Resource, T, Work, listing, verb
 from foundry.client.pages import every
-from foundry.client.transport import Transport, below
-from foundry.errors import InvalidData
+from foundry.client.transport import below
+from foundry.client.uploads import Report, require_file, send
 from foundry.intake.documents import JSONL_SUFFIXES
+from foundry.spec.library import DatasetReport, DatasetRow
 from foundry.spec.resources import Dataset
 
 _PATH = "/v1/datasets"
-_CHUNK_BYTES = 1 << 20
+_IN_ONE_PIECE_BYTES = 1 << 23
 _ANY = "application/octet-stream"
 """Lets the service find out by itself whether it is JSON Lines or text."""
-_UPLOAD_SILENCE_S = 900.0
-"""After the last byte the service reads the whole file once more before it answers."""
+_VALIDATION_SILENCE_S = 300.0
+"""After the last byte the service reads the whole file before it answers."""
 
 
-class Datasets:
+class Datasets(Resource[T]):
     """Datasets of the key's project."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    @verb
+    def upload(
+        self, path: str | Path, name: str | None = None, *, idempotency_key: str | None = None,
+        progress: Report | None = None,
+    ) -> Flow[Dataset]:  # fmt: skip
+        """Send a JSON Lines or text file; the service validates all of it before it is kept.
 
-    def upload(self, path: str | Path, name: str | None = None, *, idempotency_key: str | None = None) -> Dataset:
-        """Send a JSON Lines or text file; the service validates all of it before anything is kept.
-
-        A cut connection is tried again under the same key, so a retry never makes a second dataset. Raises
-        `InvalidData` when there is no such file, and a refusal that names the line when the service finds fault.
+        A large file goes in parts, and an interrupted upload goes on where it stopped when it is called again. A cut
+        connection is tried again under the same key, so a retry never makes a second dataset. Raises `InvalidData`
+        when there is no such file, and a refusal that names the line when the service finds fault.
         """
         path = Path(path)
-        if not path.is_file():
-            raise InvalidData(f"there is no file {str(path)!r}")
-        size = path.stat().st_size
-        if not size:
-            raise InvalidData(f'{path} is empty; each line is one JSON object such as {{"text": ...}}')
-        response = self._transport.call(
+        if require_file(path) > _IN_ONE_PIECE_BYTES:
+            upload = yield from send(self._transport, path, name, "dataset", progress, idempotency_key)
+            return (yield from resource.get(self._transport, Dataset, _PATH, upload.dataset_id or ""))
+        content: bytes = yield Work(path.read_bytes)
+        response = yield from self._transport.call(
             "POST",
             _PATH,
             params={"name": name or path.name},
-            content=_FileBody(path),
+            content=content,
             headers={
-                "Content-Length": str(size),
                 "Content-Type": "application/jsonl" if path.suffix.lower() in JSONL_SUFFIXES else _ANY,
                 "Idempotency-Key": idempotency_key or uuid4().hex,
             },
-            timeout=_UPLOAD_SILENCE_S,
+            timeout=_VALIDATION_SILENCE_S,
         )
         return self._transport.read(Dataset, response)
 
-    def get(self, dataset_id: str) -> Dataset:
+    @verb
+    def get(self, dataset_id: str) -> Flow[Dataset]:
         """One dataset; raises `NotFound`."""
-        return self._transport.read(Dataset, self._transport.call("GET", below(_PATH, dataset_id)))
+        return (yield from resource.get(self._transport, Dataset, _PATH, dataset_id))
 
-    def list(self, *, limit: int | None = None) -> Iterator[Dataset]:
+    @listing
+    def list(self, *, limit: int | None = None) -> Items[Dataset]:
         """Every dataset, newest first."""
         return every(self._transport, _PATH, Dataset, limit=limit)
 
+    @verb
+    def validation(self, dataset_id: str) -> Flow[DatasetReport]:
+        """What was found when every document was read: kinds, sizes, duplicates, warnings."""
+        return (yield from resource.get(self._transport, DatasetReport, _PATH, dataset_id, "validation"))
 
-class _FileBody:
-    """A file as a request body that can be sent again from its beginning."""
+    @listing
+    def preview(self, dataset_id: str, *, limit: int = 10, characters: int = 1000) -> Items[DatasetRow]:
+        """The first documents as a job would read them, each text cut to so many characters."""
+        path = below(_PATH, dataset_id, "preview")
+        return every(self._transport, path, DatasetRow, limit=limit, characters=characters)
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __iter__(self) -> Iterator[bytes]:
-        with self._path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                yield chunk
+    @verb
+    def delete(self, dataset_id: str) -> Flow[None]:
+        """Delete a dataset; raises `StateConflict` while a job that has not ended needs it."""
+        yield from resource.delete(self._transport, below(_PATH, dataset_id))

@@ -1,16 +1,16 @@
 """Lists that come in pages, read as one."""
 
-from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from foundry.client.transport import Transport
-from foundry.spec.resources import Page, Resource
+from foundry.client.flow import Emit, Items
+from foundry.client.transport import Exchange
+from foundry.spec.resources import Page
 
-R = TypeVar("R", bound=Resource)
+R = TypeVar("R")
 PAGE_LIMIT = 100
 
 
-def every(transport: Transport, path: str, kind: type[R], *, limit: int | None = None, **filters: Any) -> Iterator[R]:
+def every(exchange: Exchange, path: str, kind: type[R], *, limit: int | None = None, **filters: Any) -> Items[R]:
     """Every item of a list, or the first `limit`; the next page is fetched when the reader gets there.
 
     `filters` go into the query; those that are None are left out.
@@ -19,8 +19,10 @@ def every(transport: Transport, path: str, kind: type[R], *, limit: int | None =
     given = 0
     while limit is None or given < limit:
         size = PAGE_LIMIT if limit is None else min(PAGE_LIMIT, limit - given)
-        page = transport.read(Page[kind], transport.call("GET", path, params={**query, "limit": size}))  # type: ignore[valid-type]
-        yield from page.data
+        response = yield from exchange.call("GET", path, params={**query, "limit": size})
+        page: Page[R] = exchange.read(Page[kind], response)  # type: ignore[valid-type]
+        for item in page.data:
+            yield Emit(item)
         given += len(page.data)
         if not page.has_more or page.next is None or page.next == query.get("after"):
             return

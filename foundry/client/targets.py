@@ -1,18 +1,40 @@
 """`foundry.targets`: the devices that a job can name."""
 
-from collections.abc import Iterator
-
+from foundry.client import resource
+from foundry.client.flow import Flow, Items, Resource, T, listing, verb
 from foundry.client.pages import every
-from foundry.client.transport import Transport
+from foundry.client.transport import below
 from foundry.spec.resources import Target
 
+_PATH = "/v1/targets"
 
-class Targets:
-    """Device profiles of the service."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+class Targets(Resource[T]):
+    """Device profiles of the service, and devices that the project described itself."""
 
-    def list(self) -> Iterator[Target]:
-        """Every device profile."""
-        return every(self._transport, "/v1/targets", Target)
+    @listing
+    def list(self) -> Items[Target]:
+        """Every device: the project's own, then those of the service."""
+        return every(self._transport, _PATH, Target)
+
+    @verb
+    def get(self, name: str) -> Flow[Target]:
+        """One device; raises `NotFound`."""
+        return (yield from resource.get(self._transport, Target, _PATH, name))
+
+    @verb
+    def put(
+        self, name: str, *, max_bytes: float | None = None, max_params: float | None = None, description: str = "",
+        context_tokens: int | None = None, format: str | None = None,
+    ) -> Flow[Target]:  # fmt: skip
+        """Describe a device of the project's own, or describe it anew; give exactly one of the two limits."""
+        given = {
+            "max_bytes": max_bytes, "max_params": max_params, "context_tokens": context_tokens, "format": format,
+        }  # fmt: skip
+        body = {"description": description, **{name: value for name, value in given.items() if value is not None}}
+        return (yield from resource.change(self._transport, Target, "PUT", below(_PATH, name), body))
+
+    @verb
+    def delete(self, name: str) -> Flow[None]:
+        """Forget a device of the project's own; raises `NotFound`."""
+        yield from resource.delete(self._transport, below(_PATH, name))

@@ -4,45 +4,61 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from foundry.client import resource
 from foundry.client.download import Interrupted, Report, fetch, place
+from foundry.client.flow import Flow, Items, Resource, T, Work, listing, verb
 from foundry.client.pages import every
 from foundry.client.progress import DownloadProgress
 from foundry.client.transport import Transport, below
 from foundry.errors import DownloadCorrupt, NotFound, StorageFull
-from foundry.spec.resources import Variant
+from foundry.spec.library import Alias
+from foundry.spec.resources import Variant, VariantLineage
 from foundry.spec.variant import Artifact, VariantManifest
 
 _PATH = "/v1/variants"
+_ALIASES = "/v1/aliases"
 _MANIFEST = "manifest.json"
 _FILES_AT_ONCE = 4
 
 
-class Variants:
+class Variants(Resource[T]):
     """Finished models of the key's project."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    def list(self, *, job_id: str | None = None, limit: int | None = None) -> Iterator[Variant]:
+    @listing
+    def list(self, *, job_id: str | None = None, limit: int | None = None) -> Items[Variant]:
         """Every variant, newest first; `job_id` keeps those of one job."""
         return every(self._transport, _PATH, Variant, limit=limit, job_id=job_id)
 
-    def get(self, variant_id: str) -> Variant:
+    @verb
+    def get(self, variant_id: str) -> Flow[Variant]:
         """One variant; raises `NotFound`."""
-        return self._transport.read(Variant, self._transport.call("GET", below(_PATH, variant_id)))
+        return (yield from resource.get(self._transport, Variant, _PATH, variant_id))
 
-    def manifest(self, variant_id: str) -> VariantManifest:
+    @verb
+    def manifest(self, variant_id: str) -> Flow[VariantManifest]:
         """How the variant came about, what was measured, and the digest of every file."""
-        return self._transport.read(VariantManifest, self._transport.call("GET", below(_PATH, variant_id, "manifest")))
+        return (yield from resource.get(self._transport, VariantManifest, _PATH, variant_id, "manifest"))
 
+    @verb
+    def lineage(self, variant_id: str) -> Flow[VariantLineage]:
+        """From which teacher, data and jobs the variant came."""
+        return (yield from resource.get(self._transport, VariantLineage, _PATH, variant_id, "lineage"))
+
+    @verb
+    def delete(self, variant_id: str) -> Flow[None]:
+        """Delete a variant and its files; raises `StateConflict` while an alias points to it."""
+        yield from resource.delete(self._transport, below(_PATH, variant_id))
+
+    @verb
     def download(
         self,
         variant_id: str,
@@ -50,7 +66,7 @@ class Variants:
         *,
         files: Sequence[str] | None = None,
         progress: bool | Report = True,
-    ) -> Path:
+    ) -> Flow[Path]:
         """Bring a variant, or those of its `files` (paths or patterns such as '*.gguf'), into the folder `to`.
 
         Goes on where an earlier download broke off, skips files that are already right, checks every digest against the
@@ -60,40 +76,67 @@ class Variants:
         `NotFound`.
         """
         folder = Path(to)
-        variant = self.get(variant_id)
-        manifest = self._checked_manifest(variant)
+        variant = yield from resource.get(self._transport, Variant, _PATH, variant_id)
+        manifest = yield from self._checked_manifest(variant)
         wanted = _chosen(_listed(manifest), files, variant_id)
         places = {artifact: place(folder, artifact.path) for artifact in wanted}
         _reserve(folder, places)
         report = DownloadProgress() if progress is True else nullcontext(progress or _ignore)
         with report as tell:
-            self._fetch_all(variant_id, places, tell)
+            yield Work(partial(_fetch_all, self._transport.blocking(), variant_id, places, tell))
         _write_aside(folder / _MANIFEST, manifest)
         return folder
 
-    def _checked_manifest(self, variant: Variant) -> bytes:
-        content = self._transport.call("GET", _file_url(variant.id, _MANIFEST)).content
+    def _checked_manifest(self, variant: Variant) -> Flow[bytes]:
+        response = yield from self._transport.call("GET", _file_url(variant.id, _MANIFEST))
+        content: bytes = response.content
         if (found := hashlib.sha256(content).hexdigest()) != variant.manifest_sha256:
             expected = variant.manifest_sha256
             raise DownloadCorrupt(f"{_MANIFEST} of {variant.id}: its sha256 is {found}, the record says {expected}")
         return content
 
-    def _fetch_all(self, variant_id: str, places: dict[Artifact, Path], report: Report) -> None:
-        """Several files at once; the first error stops the others at their next piece and is raised."""
-        stop = threading.Event()
-        with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="download") as pool:
-            running = [
-                pool.submit(fetch, self._transport, _file_url(variant_id, a.path), a, target, report=report, stop=stop)
-                for a, target in places.items()
-            ]
-            try:
-                wait(running, return_when=FIRST_EXCEPTION)
-            finally:  # also on Ctrl-C: partial files stay and are continued next time
-                stop.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-        errors = [e for f in running if not f.cancelled() and (e := f.exception()) is not None]
-        if errors:
-            raise next((e for e in errors if not isinstance(e, Interrupted)), errors[0])
+
+class Aliases(Resource[T]):
+    """Names that point to variants and can be moved."""
+
+    @verb
+    def put(self, name: str, variant_id: str) -> Flow[Alias]:
+        """Let a name point to a variant from now on."""
+        path, body = below(_ALIASES, name), {"variant_id": variant_id}
+        return (yield from resource.change(self._transport, Alias, "PUT", path, body))
+
+    @verb
+    def get(self, name: str) -> Flow[Alias]:
+        """Where a name points to now; raises `NotFound`."""
+        return (yield from resource.get(self._transport, Alias, _ALIASES, name))
+
+    @listing
+    def list(self, *, limit: int | None = None) -> Items[Alias]:
+        """Every alias by name."""
+        return every(self._transport, _ALIASES, Alias, limit=limit)
+
+    @verb
+    def delete(self, name: str) -> Flow[None]:
+        """Forget a name; the variant stays."""
+        yield from resource.delete(self._transport, below(_ALIASES, name))
+
+
+def _fetch_all(transport: Transport, variant_id: str, places: dict[Artifact, Path], report: Report) -> None:
+    """Several files at once; the first error stops the others at their next piece and is raised."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="download") as pool:
+        running = [
+            pool.submit(fetch, transport, _file_url(variant_id, a.path), a, target, report=report, stop=stop)
+            for a, target in places.items()
+        ]
+        try:
+            wait(running, return_when=FIRST_EXCEPTION)
+        finally:  # also on Ctrl-C: partial files stay and are continued next time
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+    errors = [e for f in running if not f.cancelled() and (e := f.exception()) is not None]
+    if errors:
+        raise next((e for e in errors if not isinstance(e, Interrupted)), errors[0])
 
 
 def _file_url(variant_id: str, path: str) -> str:

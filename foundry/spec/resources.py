@@ -49,6 +49,8 @@ class Job(Resource):
     progress: Progress | None = None
     attempt: int
     """How many times a worker has claimed the job."""
+    parent_id: str | None = None
+    """The job that this one repeats or was cloned from."""
     variant_ids: tuple[str, ...] = ()
     created_at: datetime
     started_at: datetime | None = None
@@ -67,6 +69,30 @@ class Attempt(Resource):
     message: str | None = None
 
 
+class JobCheckpoint(Resource):
+    """A resumable state that an attempt wrote. It lies with the worker; what ships is a variant."""
+
+    seq: int
+    """Of the event that told of it."""
+    attempt: int
+    stage: str | None = None
+    step: int | None = None
+    created_at: datetime
+
+
+class JobMetrics(Resource):
+    """Figures that the run reported at one moment."""
+
+    seq: int
+    attempt: int
+    created_at: datetime
+    stage: str | None = None
+    step: int | None = None
+    steps: int | None = None
+    values: dict[str, float]
+    """By name, with the unit in it; losses in nats per token."""
+
+
 class Variant(Resource):
     """A finished, verified, downloadable model for one target."""
 
@@ -83,18 +109,41 @@ class Variant(Resource):
     created_at: datetime
 
 
+class VariantLineage(Resource):
+    """From which teacher, data and job a variant came, by their ids where the service knows them and by digest."""
+
+    variant_id: str
+    job_id: str
+    parent_job_ids: tuple[str, ...] = ()
+    """The jobs that this job repeats or was cloned from, the nearest first."""
+    teacher: str
+    model_id: str | None = None
+    """The registered model, when the job named one."""
+    teacher_sha256: str
+    dataset_id: str | None = None
+    """None when the dataset has been deleted since."""
+    data_sha256: str
+    versions: dict[str, str]
+    aliases: tuple[str, ...] = ()
+    """Names that point to this variant now."""
+
+
 class Target(Resource):
-    """A device profile as the service lists it."""
+    """A device profile of the service, or a device that the project described itself."""
 
     name: str
     description: str
-    memory_bytes: int
-    max_bytes: int
+    custom: bool = False
+    """Whether the project described it; such a target can be changed and deleted."""
+    max_bytes: int | None = None
+    max_params: int | None = None
     context_tokens: int
-    minimum_tokens_per_s: int
-    runtime: str
-    format: str
-    sources: tuple[dict[str, Any], ...]
+    format: str | None = None
+    """The format that runs on the device; None leaves it to the job."""
+    memory_bytes: int | None = None
+    minimum_tokens_per_s: int | None = None
+    runtime: str | None = None
+    sources: tuple[dict[str, Any], ...] = ()
 
 
 T = TypeVar("T")

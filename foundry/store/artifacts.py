@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +42,10 @@ class ArtifactStore(ABC):
     @abstractmethod
     def exists(self, sha256: str) -> bool:
         """Whether these bytes are kept."""
+
+    @abstractmethod
+    def remove(self, sha256: str, *, older_than_s: float) -> None:
+        """Let go of bytes that were put longer ago than that; those put since stay, for somebody may need them."""
 
     def open(self, sha256: str) -> BinaryIO:
         """The bytes, to read; raise `NotFound`."""
@@ -82,6 +87,12 @@ class LocalArtifacts(ArtifactStore):
 
     def exists(self, sha256: str) -> bool:
         return self._place(sha256).is_file()
+
+    def remove(self, sha256: str, *, older_than_s: float) -> None:
+        place = self._place(sha256)
+        with suppress(FileNotFoundError):
+            if time.time() - place.stat().st_mtime > older_than_s:
+                place.unlink()
 
     def _place(self, sha256: str) -> Path:
         if not _SHA256.fullmatch(sha256):

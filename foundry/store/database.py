@@ -11,7 +11,7 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Double, Engine, create_engine, event, make_url, text
+from sqlalchemy import Double, Engine, create_engine, event, make_url, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -22,6 +22,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
 from foundry.errors import DatabaseUnavailable, InvalidSettings, OperatorError, StorageFull
+from foundry.store import audit
 
 _BUSY_S = 30
 _MIGRATING = 0x466F756E  # any number that no other user of the server takes for its advisory lock
@@ -74,8 +75,12 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session whose changes are committed together at the end, or not at all when the block raises."""
-        with self._translated(), Session(self._writer, expire_on_commit=False) as session, session.begin():
-            yield session
+        with self._translated(), Session(self._writer, expire_on_commit=False) as session:
+            with session.begin():
+                yield session
+                if audit.acting.get() is not None:
+                    audit.sign(session, session.scalars(select(db_now())).one())
+            audit.committed()
 
     def upgrade(self) -> None:
         """Bring the schema to the newest revision. Safe when several processes do it at once."""

@@ -8,6 +8,8 @@ from sqlalchemy.orm import Session
 
 from foundry.errors import NotFound
 from foundry.intake.documents import DatasetSummary
+from foundry.intake.inspection import inspect
+from foundry.spec.library import DatasetReport
 from foundry.spec.resources import Dataset, Page
 from foundry.store.artifacts import ArtifactStore
 from foundry.store.database import Database, db_now
@@ -16,6 +18,7 @@ from foundry.store.ids import new_id
 from foundry.store.pages import moment, page_of
 from foundry.store.records import Idempotency
 from foundry.store.tables import DatasetRow
+from foundry.store.usage import require_room_for_bytes
 
 
 class Datasets:
@@ -32,8 +35,12 @@ class Datasets:
         staged_file: Path,
         summary: DatasetSummary,
         idempotency: Idempotency | None = None,
+        report: DatasetReport | None = None,
     ) -> Dataset:
-        """Keep a validated file, or return what the same request made before. The staged file stays where it is."""
+        """Keep a validated file, or return what the same request made before. The staged file stays where it is.
+
+        Raises `QuotaExceeded`.
+        """
         with self._database.read() as session:
             made = earlier(session, project_id, idempotency)
         if made is not None:
@@ -43,10 +50,12 @@ class Datasets:
         with self._database.write() as session:
             made = take_key(session, project_id, idempotency, dataset_id)
             if made is None:
+                require_room_for_bytes(session, project_id, summary.bytes)
                 now = session.scalars(select(db_now())).one()
                 row = DatasetRow(
                     id=dataset_id, project_id=project_id, name=name, format=summary.format, bytes=summary.bytes,
                     sha256=summary.sha256, documents=summary.documents, created_at=now,
+                    report=report and report.model_dump(exclude={"dataset_id"}),
                 )  # fmt: skip
                 session.add(row)
         return self.get(project_id, made or dataset_id)
@@ -54,10 +63,7 @@ class Datasets:
     def get(self, project_id: str, dataset_id: str) -> Dataset:
         """One dataset; raise `NotFound`."""
         with self._database.read() as session:
-            row = session.get(DatasetRow, dataset_id)
-        if row is None or row.project_id != project_id:
-            raise NotFound(f"no dataset {dataset_id!r} in this project")
-        return _record(row)
+            return _record(_find(session, project_id, dataset_id))
 
     def list(self, project_id: str, limit: int = 20, after: str | None = None) -> Page[Dataset]:
         """Newest first; `after` is the `next` of the page before."""
@@ -65,9 +71,24 @@ class Datasets:
         with self._database.read() as session:
             return page_of(session, query, DatasetRow.id, limit, after, _records)
 
+    def report(self, project_id: str, dataset_id: str) -> DatasetReport:
+        """What was found when every document was read; raise `NotFound`."""
+        with self._database.read() as session:
+            row = _find(session, project_id, dataset_id)
+        if row.report is None:  # from before there were reports: the bytes never change, so it can be made now
+            return inspect(self._artifacts.path(row.sha256), dataset_id)
+        return DatasetReport(dataset_id=dataset_id, **row.report)
+
     def file(self, project_id: str, dataset_id: str) -> Path:
         """The bytes as they were sent, not to be changed; raise `NotFound`."""
         return self._artifacts.path(self.get(project_id, dataset_id).sha256)
+
+
+def _find(session: Session, project_id: str, dataset_id: str) -> DatasetRow:
+    row = session.get(DatasetRow, dataset_id)
+    if row is None or row.project_id != project_id:
+        raise NotFound(f"no dataset {dataset_id!r} in this project")
+    return row
 
 
 def _records(_: Session, rows: Sequence[DatasetRow]) -> Sequence[Dataset]:

@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from foundry.spec.lifecycle import STAGES, EventType, JobEvent, Progress, RunEvent
+from foundry.store import outbox
 from foundry.store.ids import new_id
 from foundry.store.pages import moment
 from foundry.store.tables import AttemptRow, EventRow, JobRow
@@ -37,6 +38,7 @@ def append(session: Session, job: JobRow, events: Sequence[RunEvent], now: float
                 level=event.level, created_at=now, message=event.message, data=event.data,
             )
         )  # fmt: skip
+    outbox.enqueue(session, job, events, now)
 
 
 def follow(session: Session, job: JobRow, event: RunEvent) -> None:
@@ -52,7 +54,7 @@ def follow(session: Session, job: JobRow, event: RunEvent) -> None:
 def read(session: Session, job_id: str, after: int, limit: int) -> list[JobEvent]:
     """The events that follow number `after`, in order."""
     query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after).order_by(EventRow.seq).limit(limit)
-    return [_record(row) for row in session.scalars(query)]
+    return [record_of(row) for row in session.scalars(query)]
 
 
 def _progress(data: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -73,9 +75,9 @@ def _is_new(session: Session, job: JobRow, event: RunEvent) -> bool:
     return all(any(data.get(name) != event.data[name] for name in names) for data in session.scalars(earlier))
 
 
-def _record(row: EventRow) -> JobEvent:
+def record_of(row: EventRow) -> JobEvent:
+    """The record of one event."""
     return JobEvent(
         id=row.id, job_id=row.job_id, seq=row.seq, attempt=row.attempt, type=EventType(row.type),
-        level=row.level,
-        created_at=moment(row.created_at), message=row.message, data=row.data,
+        level=row.level, created_at=moment(row.created_at), message=row.message, data=row.data,
     )  # fmt: skip

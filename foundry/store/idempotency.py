@@ -4,9 +4,24 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from foundry.errors import IdempotencyConflict
-from foundry.store.database import db_now, insert_if_absent
+from foundry.store import audit
+from foundry.store.database import Database, db_now, insert_if_absent
 from foundry.store.records import Idempotency
 from foundry.store.tables import IdempotencyRow
+
+
+class Requests:
+    """What requests made before, asked before the work of making it again begins."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def made(self, project_id: str, request: Idempotency | None) -> str | None:
+        """The id of what this request made; None when it is new; raise `IdempotencyConflict` for another request."""
+        if request is None:
+            return None
+        with self._database.read() as session:
+            return earlier(session, project_id, request)
 
 
 def earlier(session: Session, project_id: str, request: Idempotency | None) -> str | None:
@@ -31,6 +46,7 @@ def take_key(session: Session, project_id: str, request: Idempotency | None, obj
 
     Two transactions with one key: the second waits here until the first is committed or rolled back.
     """
+    audit.about(object_id)
     if request is None:
         return None
     taken = insert_if_absent(

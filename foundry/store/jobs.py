@@ -7,18 +7,21 @@ from sqlalchemy.orm import Session
 
 from foundry.errors import LeaseLost, NotFound
 from foundry.spec.job import JobSpec
-from foundry.spec.lifecycle import EventType, JobEvent, Progress, RunEvent, Status
+from foundry.spec.lifecycle import EventType, JobEvent, RunEvent, Status
 from foundry.spec.resources import Attempt, Job, Page, Reason
 from foundry.store import events as history
 from foundry.store.database import Database, db_now
+from foundry.store.history import attempt_of
 from foundry.store.idempotency import take_key
 from foundry.store.ids import new_id
-from foundry.store.pages import moment, page_of
+from foundry.store.job_records import records_of
+from foundry.store.pages import page_of
 from foundry.store.records import Claim, Idempotency, JobInputs, NewVariant, Orders
 from foundry.store.settings import Settings
 from foundry.store.tables import AttemptRow, JobRow
 from foundry.store.transition import CLAIMABLE, HELD, first_allowed, move, take, user_goal
-from foundry.store.variants import ids_by_job, publish
+from foundry.store.usage import require_room_for_job
+from foundry.store.variants import publish
 
 _RECONCILE_BATCH = 100
 _RING_LIMIT = 1000
@@ -34,17 +37,21 @@ class Jobs:
 
     # ------------------------------------------------------------------ for users
 
-    def submit(self, project_id: str, spec: JobSpec, inputs: JobInputs, idempotency: Idempotency | None = None) -> Job:
-        """Queue a job, or return the one that the same request made before."""
+    def submit(
+        self, project_id: str, spec: JobSpec, inputs: JobInputs, idempotency: Idempotency | None = None,
+        parent_id: str | None = None,
+    ) -> Job:  # fmt: skip
+        """Queue a job, or return the one that the same request made before; raise `QuotaExceeded`."""
         job_id = new_id("job")
         with self._database.write() as session:
             made = take_key(session, project_id, idempotency, job_id)
             if made is None:
+                require_room_for_job(session, project_id)
                 now = _now(session)
                 job = JobRow(
                     id=job_id, project_id=project_id, name=spec.name, status=Status.QUEUED.value, epoch=0, last_seq=0,
                     spec=spec.model_dump(mode="json"), inputs=inputs.model_dump(mode="json"), fruitless_attempts=0,
-                    created_at=now,
+                    parent_id=parent_id, created_at=now,
                 )  # fmt: skip
                 session.add(job)
                 session.flush()
@@ -54,7 +61,7 @@ class Jobs:
     def get(self, project_id: str, job_id: str) -> Job:
         """One job; raise `NotFound`."""
         with self._database.read() as session:
-            return _records(session, [_find(session, project_id, job_id)])[0]
+            return records_of(session, [_find(session, project_id, job_id)])[0]
 
     def list(
         self, project_id: str, limit: int = 20, after: str | None = None, status: Status | None = None
@@ -64,7 +71,7 @@ class Jobs:
         if status is not None:
             query = query.where(JobRow.status == status.value)
         with self._database.read() as session:
-            return page_of(session, query, JobRow.id, limit, after, _records)
+            return page_of(session, query, JobRow.id, limit, after, records_of)
 
     def events(self, project_id: str, job_id: str, after: int = 0, limit: int = 100) -> Sequence[JobEvent]:
         """The events that follow number `after`, in order; raise `NotFound`."""
@@ -77,7 +84,12 @@ class Jobs:
         with self._database.read() as session:
             _find(session, project_id, job_id)
             rows = session.scalars(select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.attempt))
-            return [_attempt(row) for row in rows]
+            return [attempt_of(row) for row in rows]
+
+    def inputs(self, project_id: str, job_id: str) -> JobInputs:
+        """What the teacher and data of a job were resolved to; raise `NotFound`."""
+        with self._database.read() as session:
+            return JobInputs.model_validate(_find(session, project_id, job_id).inputs)
 
     def cancel(self, project_id: str, job_id: str) -> Job:
         """Ask for the end of a job; one that no worker has is cancelled at once. Asking twice is no error."""
@@ -255,29 +267,3 @@ def _orders(status: str) -> Orders:
 
 def _lost(claim: Claim) -> LeaseLost:
     return LeaseLost(f"attempt {claim.epoch} of job {claim.job_id} by {claim.worker} does not hold the job any more")
-
-
-def _records(session: Session, rows: Sequence[JobRow]) -> Sequence[Job]:
-    variant_ids = ids_by_job(session, [row.id for row in rows])
-    return [_record(row, variant_ids.get(row.id, ())) for row in rows]
-
-
-def _record(row: JobRow, variant_ids: tuple[str, ...]) -> Job:
-    status = Status(row.status)
-    reason = Reason(code=row.reason_code, message=row.reason_message or "") if row.reason_code else None
-    return Job(
-        id=row.id, name=row.name, status=status, is_terminal=status.is_terminal, status_reason=reason,
-        spec=JobSpec.model_validate(row.spec),
-        stage=row.stage,
-        progress=Progress.model_validate(row.progress) if row.progress else None, attempt=row.epoch,
-        variant_ids=variant_ids, created_at=moment(row.created_at),
-        started_at=None if row.started_at is None else moment(row.started_at),
-        finished_at=None if row.finished_at is None else moment(row.finished_at),
-    )  # fmt: skip
-
-
-def _attempt(row: AttemptRow) -> Attempt:
-    return Attempt(
-        attempt=row.attempt, worker=row.worker, started_at=moment(row.started_at),
-        ended_at=None if row.ended_at is None else moment(row.ended_at), outcome=row.outcome, message=row.message,
-    )  # fmt: skip

@@ -24,6 +24,10 @@ class JobInputs(Record):
     """An absolute folder, or the hub id of the spec."""
     dataset_id: str
     data_sha256: str
+    model_id: str | None = None
+    """The registered model that the spec named."""
+    teacher_parameters: int | None = None
+    """None for a model on the hub; for estimates from what other jobs took."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,13 @@ class Settings(BaseSettings):
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """Attempts without progress, one after the other, after which a job fails."""
     max_upload_bytes: Annotated[int, Field(gt=0)] = 20_000_000_000
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = 6000
+    """What one key may ask in a minute; beyond it a request is answered with 429. None is no limit."""
+    webhooks_private: bool = False
+    """Whether webhooks may go to plain http and to addresses of private networks and of this machine."""
+    cost_per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """What an hour of a worker costs, for estimates."""
+    currency: str = "USD"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8321
 

@@ -1,63 +1,17 @@
-"""Rows and constraints. Times are seconds since 1970 by the database's own clock; ids are made by `ids.new_id`."""
+"""Rows and constraints of keys, data, jobs and variants; project_tables.py has the rest.
 
-import json
-import math
+Times are seconds since 1970 by the database's own clock; ids are made by `ids.new_id`.
+"""
+
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, Double, ForeignKey, Index, MetaData, Text, UniqueConstraint
-from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
 
 from foundry.spec.lifecycle import Status
-
-
-class Words(TypeDecorator[str]):
-    """Text from outside. PostgreSQL refuses NUL and lone surrogates: both become U+FFFD, on every database."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        if value is None:
-            return None
-        return value.replace("\0", "�").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-class Json(TypeDecorator[Any]):
-    """A document as ASCII text, kept alike by every database. NaN and infinity, unknown to JSON, become null."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        return None if value is None else json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
-        return None if value is None else json.loads(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-class Row(DeclarativeBase):
-    """The base of every table. Constraints have names so that a migration can change them."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {str: Words, int: BigInteger, float: Double}  # noqa: RUF012 - SQLAlchemy reads it so
+from foundry.store import project_tables as project_tables  # so that Row.metadata is whole wherever this is imported
+from foundry.store.rows import Json
+from foundry.store.rows import Row as Row
 
 
 class ProjectRow(Row):
@@ -67,6 +21,7 @@ class ProjectRow(Row):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
+    quota: Mapped[Any] = mapped_column(Json, default=dict)
     created_at: Mapped[float]
 
 
@@ -79,7 +34,12 @@ class ApiKeyRow(Row):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
     name: Mapped[str]
     digest: Mapped[str]
+    scopes: Mapped[Any] = mapped_column(Json)
+    member_id: Mapped[str | None]
+    """No foreign key: a key outlives its member, revoked, so that the audit stays readable."""
     created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+    last_used_at: Mapped[float | None]
     revoked_at: Mapped[float | None]
 
 
@@ -96,6 +56,8 @@ class DatasetRow(Row):
     bytes: Mapped[int]
     sha256: Mapped[str]
     documents: Mapped[int]
+    report: Mapped[Any | None] = mapped_column(Json)
+    """What was found when it was read; None for one that was uploaded before there were reports."""
     created_at: Mapped[float]
 
 
@@ -109,6 +71,7 @@ class JobRow(Row):
             "(lease_until IS NOT NULL) = (status IN ('running', 'pausing', 'cancelling'))", name="lease_while_held"
         ),
         Index(None, "project_id", "id"),
+        Index(None, "project_id", "status", "id"),
         Index(None, "status", "id"),
     )
 
@@ -129,6 +92,8 @@ class JobRow(Row):
     worker: Mapped[str | None]
     lease_until: Mapped[float | None]
     last_seq: Mapped[int]
+    parent_id: Mapped[str | None]
+    """The job that this one repeats; no foreign key, for the parent may be deleted."""
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
@@ -153,6 +118,7 @@ class EventRow(Row):
     """One line of a job's history. `seq` counts from 1 without a gap: it is taken under the lock of the job's row."""
 
     __tablename__ = "events"
+    __table_args__ = (Index(None, "job_id", "type", "seq"),)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)

@@ -9,14 +9,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from foundry.errors import NotFound
-from foundry.spec.resources import Page, Variant
-from foundry.spec.variant import Artifact
+from foundry.spec.resources import Page, Variant, VariantLineage
+from foundry.spec.variant import Artifact, VariantManifest
+from foundry.store.aliases import names_of
 from foundry.store.artifacts import ArtifactStore
 from foundry.store.database import Database
 from foundry.store.ids import new_id
 from foundry.store.pages import moment, page_of
 from foundry.store.records import NewVariant
-from foundry.store.tables import JobRow, VariantFileRow, VariantRow
+from foundry.store.tables import DatasetRow, JobRow, VariantFileRow, VariantRow
+
+_MOST_ANCESTORS = 100
 
 
 class Variants:
@@ -49,6 +52,20 @@ class Variants:
         with self._artifacts.open(self.get(project_id, variant_id).manifest_sha256) as file:
             return dict(json.load(file))
 
+    def lineage(self, project_id: str, variant_id: str) -> VariantLineage:
+        """Teacher, data and jobs behind a variant, by id where they still exist; raise `NotFound`."""
+        variant = self.get(project_id, variant_id)
+        shipped = VariantManifest.model_validate(self.manifest(project_id, variant_id)).lineage
+        with self._database.read() as session:
+            job = session.get_one(JobRow, variant.job_id)
+            dataset = session.get(DatasetRow, str(job.inputs.get("dataset_id")))
+            return VariantLineage(
+                variant_id=variant.id, job_id=job.id, parent_job_ids=_ancestors(session, job),
+                teacher=job.spec["teacher"], model_id=job.inputs.get("model_id"),
+                teacher_sha256=shipped.teacher_sha256, dataset_id=dataset.id if dataset else None,
+                data_sha256=shipped.data_sha256, versions=shipped.versions, aliases=names_of(session, variant.id),
+            )  # fmt: skip
+
     def file(self, project_id: str, variant_id: str, path: str) -> tuple[Path, Artifact]:
         """The bytes of one file, not to be changed, and its record; raise `NotFound` with the paths that there are."""
         variant = self.get(project_id, variant_id)
@@ -79,6 +96,15 @@ def ids_by_job(session: Session, job_ids: Iterable[str]) -> Mapping[str, tuple[s
     for job_id, variant_id in session.execute(query):
         found[job_id] = (*found.get(job_id, ()), variant_id)
     return found
+
+
+def _ancestors(session: Session, job: JobRow) -> tuple[str, ...]:
+    found: list[str] = []
+    parent = job.parent_id
+    while parent is not None and len(found) < _MOST_ANCESTORS:
+        found.append(parent)
+        parent = session.scalar(select(JobRow.parent_id).where(JobRow.id == parent))
+    return tuple(found)
 
 
 def _records(session: Session, rows: Sequence[VariantRow]) -> Sequence[Variant]:

@@ -104,7 +104,10 @@ def test_sqlite_refuses_rows_that_point_nowhere_after_a_schema_change(tmp_path: 
     database = Database(f"sqlite:///{tmp_path / 'new.db'}")
     database.upgrade()
     with pytest.raises(Exception, match="FOREIGN KEY"), database.write() as session:
-        session.connection().exec_driver_sql("INSERT INTO api_keys VALUES ('key_1', 'prj_none', 'x', 'x', 0, NULL)")
+        session.connection().exec_driver_sql(
+            "INSERT INTO api_keys (id, project_id, name, digest, scopes, created_at) "
+            "VALUES ('key_1', 'prj_none', 'x', 'x', '[]', 0)"
+        )
     database.close()
 
 

@@ -8,7 +8,18 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from api.auth import OPEN_ENDPOINTS
+from api.access import KeyBody, MemberBody, ProjectBody, QuotaBody, RoleBody, RotateBody
+from api.auth import OPEN_ENDPOINTS, scope_of
+from api.examples import EXAMPLES
+from api.jobs import CloneBody
+from api.models import ModelBody
+from api.targets import TargetBody
+from api.uploads import UploadBody
+from api.variants import AliasBody
+from api.webhooks import EndpointBody, EndpointChange
+from foundry.spec.access import Scope
+from foundry.spec.job import JobSpec
+from foundry.spec.record import Record, parse
 
 
 @pytest.fixture
@@ -50,7 +61,7 @@ def test_every_reference_leads_somewhere_and_every_schema_is_used(spec: dict[str
     names = {reference.removeprefix("#/components/schemas/") for reference in _references(spec)}
     assert names == set(schemas)
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in schemas)
-    assert {"JobSpec", "Job", "Problem", "PageOfJobEvent", "Estimate"} <= names
+    assert {"JobSpec", "Job", "Problem", "PageOfJobEvent", "JobEstimate"} <= names
 
 
 def test_every_operation_is_described_and_named_once(spec: dict[str, Any]) -> None:
@@ -66,13 +77,16 @@ def test_every_operation_is_described_and_named_once(spec: dict[str, Any]) -> No
 
 def test_every_closed_operation_needs_the_key_and_names_its_problems(app: Flask, spec: dict[str, Any]) -> None:
     assert spec["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    scopes = {scope_of(view) for name, view in app.view_functions.items() if name not in OPEN_ENDPOINTS}
+    assert {*Scope, None} >= scopes >= set(Scope) - {Scope.TARGETS_WRITE}
     for path, _, operation in _operations(spec):
-        closed = path.startswith("/v1/")
-        assert operation["security"] == ([{"key": []}] if closed else [])
+        closed = path not in ("/healthz", "/readyz")
+        assert len(operation["security"]) == closed
+        assert {scope for one in operation["security"] for scope in one["key"]} <= set(Scope)
         responses = operation["responses"]
         assert any(status.startswith("2") for status in responses)
         if closed:
-            assert {"401", "503", "default"} <= set(responses)
+            assert {"401", "403", "422", "429", "503", "default"} <= set(responses)
             assert ("404" in responses) == ("{" in path)
             for status, response in responses.items():
                 if status == "default" or int(status) >= 400:
@@ -103,3 +117,24 @@ def test_the_page_for_people_names_every_path_and_loads_nothing(anonymous: Flask
     assert all(path in page for path in spec["paths"])
     assert "<script" not in page
     assert "http://" not in page and "https://" not in page
+
+
+BODIES: tuple[type[Record], ...] = (
+    JobSpec, CloneBody, UploadBody, ModelBody, TargetBody, AliasBody, EndpointBody, EndpointChange, ProjectBody,
+    QuotaBody, MemberBody, RoleBody, KeyBody, RotateBody,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_every_body_has_an_example_that_is_accepted(kind: type[Record]) -> None:
+    assert parse(kind, EXAMPLES[kind.__name__])
+
+
+def test_no_body_lacks_an_example(spec: dict[str, Any]) -> None:
+    bodies = {
+        media["schema"]["$ref"].rpartition("/")[2]
+        for _, _, operation in _operations(spec)
+        for media in operation.get("requestBody", {}).get("content", {}).values()
+        if "$ref" in media["schema"]
+    }
+    assert bodies == set(EXAMPLES) == {kind.__name__ for kind in BODIES}

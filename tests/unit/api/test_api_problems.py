@@ -9,6 +9,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from api.app import create_app
+from api.auth import needs
 from api.state import State
 from foundry.store.settings import Settings
 from tests.serving import Serving
@@ -94,6 +95,7 @@ def test_an_unexpected_exception_answers_500_without_its_text(
     app: Flask, serving: Serving, anonymous: FlaskClient, refused: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @app.get("/v1/broken")
+    @needs(None)
     def broken() -> str:
         raise RuntimeError("secret: /etc/foundry/password")
 

@@ -39,6 +39,7 @@ def no_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FOUNDRY_URL", "FOUNDRY_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FOUNDRY_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FOUNDRY_CONFIG", str(tmp_path / "config.toml"))
 
 
 def test_version_is_the_packages(foundry: Command) -> None:
@@ -157,7 +158,7 @@ def test_plan_asks_for_a_config_when_it_is_given_a_hub_id(foundry: Command) -> N
 @pytest.mark.parametrize("command", [["jobs"], ["watch", "job_1"], ["cancel", "job_1"], ["download", "var_1"]])
 def test_command_says_how_to_start_a_service_when_none_is_known(foundry: Command, command: list[str]) -> None:
     result = foundry(*command)
-    assert result.code == 1 and "foundry up" in result.err and not result.out
+    assert result.code == 3 and "foundry up" in result.err and not result.out
 
 
 def test_wrong_option_ends_with_code_2(foundry: Command) -> None:

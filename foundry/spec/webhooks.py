@@ -1,0 +1,50 @@
+"""Webhooks: where the service tells of what happened to jobs, and how each message fared."""
+
+from datetime import datetime
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from foundry.spec.lifecycle import EventType
+from foundry.spec.resources import Resource
+
+HookedEvent = Literal[
+    "job.submitted", "job.started", "attempt.lost", "job.paused", "job.resumed", "job.cancelled", "job.succeeded",
+    "job.failed", "variant.published",
+]  # fmt: skip
+"""What an endpoint can hear of: transitions and what came out; never progress, which comes by the hundred."""
+HOOKED = frozenset(EventType(name) for name in get_args(HookedEvent))
+HookedEvents = Annotated[tuple[HookedEvent, ...], Field(min_length=1, max_length=len(HOOKED))]
+
+
+class WebhookEndpoint(Resource):
+    """An address of the project's own that hears of its jobs."""
+
+    id: str
+    url: str
+    events: tuple[str, ...]
+    enabled: bool
+    disabled_reason: str | None = None
+    """Why the service stopped sending, when it was not the user."""
+    created_at: datetime
+
+
+class IssuedEndpoint(WebhookEndpoint):
+    """An endpoint with its signing secret, shown this once; None when the same request made it before."""
+
+    secret: str | None = None
+
+
+class WebhookDelivery(Resource):
+    """One message to one endpoint. Its id is the `webhook-id` of every try."""
+
+    id: str
+    endpoint_id: str
+    type: str
+    status: Literal["pending", "delivered", "failed"]
+    tries: int
+    next_try_at: datetime | None = None
+    response_status: int | None = None
+    error: str | None = None
+    created_at: datetime
+    delivered_at: datetime | None = None
