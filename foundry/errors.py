@@ -10,6 +10,7 @@
     │   ├── UnsafeCheckpoint      pickled weights, code, links: refused unread
     │   ├── DamagedCheckpoint     headers, config and weights disagree
     │   ├── UnsupportedFamily
+    │   ├── SignalMismatch        a saved signal of another teacher, tokenizer or text
     │   └── InvalidData           empty, malformed or too short; names the line
     ├── StateConflict             the thing exists but is not in a state that allows this
     │   ├── IllegalTransition
@@ -134,6 +135,12 @@ class UnsupportedFamily(UserError):
     """No family table describes this model."""
 
     code = "unsupported_family"
+
+
+class SignalMismatch(UserError):
+    """The saved signal was made from another teacher, tokenizer or text."""
+
+    code = "signal_mismatch"
 
 
 class InvalidData(UserError):

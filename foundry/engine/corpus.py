@@ -39,6 +39,8 @@ class Batch(NamedTuple):
     ids_BS: torch.Tensor
     positions_BS: torch.Tensor
     targets_BS: torch.Tensor
+    rows_B: tuple[int, ...] = ()
+    """Which rows of the packed text these are."""
 
     def model_inputs(self) -> dict[str, Any]:
         """Arguments for a transformers model or trunk: restarting positions keep documents apart, a cache would not."""
@@ -78,7 +80,11 @@ class Packed:
         """These rows on a device, ids and positions as int64."""
         index = rows if isinstance(rows, slice) else torch.as_tensor(rows)
         ids_BS, positions_BS = self.ids_NS[index].long(), self.positions_NS[index].long()
-        return Batch(*(t.to(device, non_blocking=True) for t in (ids_BS, positions_BS, self.targets_NS[index])))
+        ids_BS, positions_BS, targets_BS = (
+            tensor.to(device, non_blocking=True) for tensor in (ids_BS, positions_BS, self.targets_NS[index])
+        )
+        rows_B = tuple(range(*rows.indices(len(self)))) if isinstance(rows, slice) else tuple(rows)
+        return Batch(ids_BS, positions_BS, targets_BS, rows_B)
 
     def batches(self, batch_rows: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
         """All rows in order."""

@@ -1,35 +1,71 @@
 """What a batch asks of its learners: to match a teacher, or to predict the text itself."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from foundry.engine.context import RunContext
 from foundry.engine.corpus import Batch
+from foundry.engine.distill.divergences import Divergence, divergence_of, forward_kl
 from foundry.engine.distill.learner import Score
-from foundry.engine.distill.losses import Head, Scored, cross_entropy, forward_kl
+from foundry.engine.distill.losses import HardLabels, Head, Scored, Signal, Whole, cross_entropy, match
+from foundry.engine.distill.signal import SavedSignal
 from foundry.engine.distill.trainer import Objective
 from foundry.engine.models import trunk_and_head
 from foundry.engine.products import trunk_hidden
+from foundry.spec.stages import Distill
 
 
-def match_teacher(teacher: PreTrainedModel, temperature: float, context: RunContext) -> Objective:
-    """Forward KL to the teacher's distribution; the teacher runs once for all students of a batch."""
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What matching a teacher means."""
+
+    divergence: Divergence = forward_kl
+    temperature: float = 1.0
+    cross_entropy_weight: float = 0.0
+
+    @classmethod
+    def of(cls, config: Distill) -> "Goal":
+        """The goal that a spec states."""
+        return cls(
+            divergence=divergence_of(config.loss), temperature=config.temperature,
+            cross_entropy_weight=config.cross_entropy_weight,
+        )  # fmt: skip
+
+    def score(self, signal: Signal, batch: Batch, scale: float, dtype: torch.dtype) -> Score:
+        """How well a learner does on this batch, of which the teacher says `signal`."""
+        labels_T = batch.labels_BS[batch.targets_BS]
+        hard = HardLabels(labels_T, self.cross_entropy_weight) if self.cross_entropy_weight else None
+
+        def score(student_TH: Tensor, student: Head) -> Scored:
+            return match(
+                student_TH, student, signal, self.divergence,
+                temperature=self.temperature, hard=hard, dtype=dtype, scale=scale,
+            )  # fmt: skip
+
+        return score
+
+
+def match_teacher(teacher: PreTrainedModel, goal: Goal, context: RunContext) -> Objective:
+    """Match the teacher's whole distribution; the teacher runs once for all students of a batch."""
     trunk, head_VG, softcap = trunk_and_head(teacher)
-    teacher_head = Head(head_VG, softcap)
+    head = Head(head_VG, softcap)
 
     def objective(batch: Batch, scale: float) -> Score:
         with torch.no_grad():
             hidden_BSG = trunk_hidden(trunk, batch.model_inputs(), context.dtype, context.device)
-        teacher_TG = hidden_BSG[batch.targets_BS]
+        return goal.score(Whole(hidden_BSG[batch.targets_BS], head), batch, scale, context.dtype)
 
-        def score(student_TH: Tensor, student_head: Head) -> Scored:
-            return forward_kl(
-                student_TH, student_head, teacher_TG, teacher_head,
-                temperature=temperature, dtype=context.dtype, scale=scale,
-            )  # fmt: skip
+    return objective
 
-        return score
+
+def match_saved(saved: SavedSignal, goal: Goal, context: RunContext) -> Objective:
+    """Match what a teacher that is no longer there said of the same text."""
+
+    def objective(batch: Batch, scale: float) -> Score:
+        return goal.score(saved.of(batch.rows_B, context.device), batch, scale, context.dtype)
 
     return objective
 

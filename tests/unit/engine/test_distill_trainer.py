@@ -8,11 +8,11 @@ from torch import Tensor
 
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import Batch, Packed, pack
-from foundry.engine.distill import memory, trainer
+from foundry.engine.distill import logbook, memory
 from foundry.engine.distill.learner import Learner, Score
 from foundry.engine.distill.losses import Head, Scored
 from foundry.engine.distill.memory import checkpoint_activations, micro_batch_rows
-from foundry.engine.distill.objectives import match_teacher, predict_text
+from foundry.engine.distill.objectives import Goal, match_teacher, predict_text
 from foundry.engine.distill.schedule import make_schedule
 from foundry.engine.distill.trainer import History, Objective, Training, train
 from foundry.engine.workspace import Workspace
@@ -54,7 +54,7 @@ def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 @pytest.fixture
 def teacher_objective(context: RunContext) -> Objective:
-    return match_teacher(tiny.new_model(seed=1), 1.0, context)
+    return match_teacher(tiny.new_model(seed=1), Goal(), context)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_gradients_are_the_same_when_activations_are_checkpointed(
 
 def test_learner_decays_projections_but_not_norms_and_embeddings(context: RunContext) -> None:
     (learner,) = new_learners(context, 32)
-    decayed, kept = learner._optimizer.param_groups
+    decayed, kept = learner._update.groups
     assert decayed["weight_decay"] > 0 and kept["weight_decay"] == 0
     norms = [p for name, p in learner.model.named_parameters() if "norm" in name]
     embeddings = [learner.model.get_input_embeddings().weight, learner.model.get_output_embeddings().weight]
@@ -306,7 +306,7 @@ def test_train_counts_every_token_of_the_batch_once_when_rows_have_few_targets(c
 def test_train_keeps_a_limited_number_of_history_rows(
     context: RunContext, workspace: Workspace, teacher_objective: Objective, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "_HISTORY_ROWS", 4)
+    monkeypatch.setattr(logbook, "_HISTORY_ROWS", 4)
     history: History = train(new_learners(context, 32), new_training(teacher_objective), workspace, context)["ffn-32"]
     assert [row["step"] for row in history["rows"] if "loss" in row] == [3, 6, 9, 12]
 
