@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from foundry.engine.attention import attend_within_documents
 from foundry.engine.corpus import Batch
 from foundry.engine.distill.losses import Head, Scored
 from foundry.engine.distill.optimizers import Update
@@ -37,6 +38,7 @@ class Learner:
         self, name: str, model: PreTrainedModel, dtype: torch.dtype, *,
         optimizer: OptimizerName = "adamw", ema_decay: float | None = None, keeps_best: bool = False,
     ) -> None:  # fmt: skip
+        attend_within_documents(model)
         self.name, self.model, self._dtype = name, model, dtype
         self._trunk, head_VH, softcap = trunk_and_head(model)
         self._head = Head(head_VH, softcap)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from foundry.engine.attention import attend_within_documents
 from foundry.engine.context import RunContext
 from foundry.engine.corpus import Packed
 from foundry.engine.distill.checkpoints import digest_of
@@ -39,6 +40,7 @@ def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         return
     teacher_folder = local_folder(workspace.teacher)
     teacher = load_model(teacher_folder, dtype=context.dtype, device=context.device)
+    attend_within_documents(teacher)
     texts = _texts(config, load_tokenizer(teacher_folder), teacher, workspace, spec, context)
     schedule = make_schedule(
         texts.train, tokens=config.tokens, batch_tokens=config.batch_tokens, peak_rate=config.learning_rate,
