@@ -1,8 +1,8 @@
 """One config for each stage of a job. A stage that is None in the spec is not run."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from foundry.spec.record import Count, Rate, Record
 
@@ -134,6 +134,12 @@ class Distill(Record):
     """Stop when the held-out loss has not fallen for so many looks, and ship the weights of the best look."""
     time_budget_s: Count | None = None
     """Fit the number of steps to this time once the first steps are timed; `tokens` stays the upper bound."""
+
+    @model_validator(mode="after")
+    def _teacher_is_there(self) -> Self:
+        if self.hidden is not None and self.signal != "live":
+            raise ValueError("hidden needs the live teacher, for a saved signal holds no hidden states: leave one out")
+        return self
 
 
 class Lora(Record):

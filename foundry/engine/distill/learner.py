@@ -6,6 +6,8 @@ B: rows, S: tokens of a row, T: counted tokens, V: vocabulary, H: hidden.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from transformers import PreTrainedModel
 
 from foundry.engine.attention import attend_within_documents
 from foundry.engine.corpus import Batch
+from foundry.engine.distill.hidden import HiddenMatch, watching
 from foundry.engine.distill.losses import Head, Scored
 from foundry.engine.distill.optimizers import Update
 from foundry.engine.models import trunk_and_head
@@ -23,7 +26,19 @@ from foundry.spec.stages import OptimizerName
 Score = Callable[[Tensor, Head], Scored]
 """From hidden states [T, H] of counted tokens and the output matrix to a loss with its gradients."""
 
+
+class Lesson(NamedTuple):
+    """What a batch asks of every learner."""
+
+    score: Score
+    scale: float
+    """Losses are multiplied by it."""
+    states: Mapping[int, Tensor] = MappingProxyType({})
+    """The teacher's hidden states [T, hidden] behind some of its layers."""
+
+
 _LARGEST_GRADIENT = 1.0
+_PROJECTION = "hidden.projection"
 
 
 class Learner:
@@ -37,25 +52,35 @@ class Learner:
     def __init__(
         self, name: str, model: PreTrainedModel, dtype: torch.dtype, *,
         optimizer: OptimizerName = "adamw", ema_decay: float | None = None, keeps_best: bool = False,
+        hidden: HiddenMatch | None = None,
     ) -> None:  # fmt: skip
         attend_within_documents(model)
         self.name, self.model, self._dtype = name, model, dtype
         self._trunk, head_VH, softcap = trunk_and_head(model)
         self._head = Head(head_VH, softcap)
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._hidden = hidden
+        if hidden is not None and hidden.projection is not None:
+            self._trained[_PROJECTION] = hidden.projection
         self._update = Update(self._trained, {id(model.get_input_embeddings().weight), id(head_VH)}, optimizer)
         self._ema_decay, self._updates = ema_decay, 0
         self._average = self._copies() if ema_decay is not None else {}
         self._best = self._copies() if keeps_best else {}
         self.model.train()
 
-    def accumulate(self, batch: Batch, score: Score) -> float:
-        """Add the gradients of one micro-batch; return its loss."""
-        hidden_BSH = trunk_hidden(self._trunk, batch.model_inputs(), self._dtype, batch.ids_BS.device)
-        scored = score(hidden_BSH.detach()[batch.targets_BS], self._head)
+    def accumulate(self, batch: Batch, lesson: Lesson) -> float:
+        """Add the gradients of one micro-batch; return its loss, that of hidden states not counted."""
+        with watching(self.model, self._watched) as states:
+            hidden_BSH = trunk_hidden(self._trunk, batch.model_inputs(), self._dtype, batch.ids_BS.device)
+        scored = lesson.score(hidden_BSH.detach()[batch.targets_BS], self._head)
         gradient_BSH = torch.zeros_like(hidden_BSH)
         gradient_BSH[batch.targets_BS] = scored.hidden_TH.to(hidden_BSH.dtype)
-        hidden_BSH.backward(gradient_BSH)  # type: ignore[no-untyped-call]
+        outputs, gradients = [hidden_BSH], [gradient_BSH]
+        if self._hidden is not None:
+            self._hidden.add_logit_loss(float(scored.total))
+            more = self._hidden.gradients(states, lesson.states, batch.targets_BS, lesson.scale)
+            outputs, gradients = outputs + more[0], gradients + more[1]
+        torch.autograd.backward(outputs, gradients)
         if scored.head_VH is not None:
             weight = self._head.weight_VH
             weight.grad = scored.head_VH if weight.grad is None else weight.grad.add_(scored.head_VH)
@@ -71,12 +96,16 @@ class Learner:
             self._update.step(rate)
             self._updates += 1
             self._follow()
+            if self._hidden is not None:
+                self._hidden.balance()
         self.forget()
         return norm
 
     def forget(self) -> None:
         """Drop the gathered gradients."""
         self._update.forget()
+        if self._hidden is not None:
+            self._hidden.forget()
 
     @contextmanager
     def as_shipped(self) -> Iterator[None]:
@@ -118,10 +147,16 @@ class Learner:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._trained.items():
             yield f"weight.{name}", parameter
+        if self._hidden is not None:
+            yield "hidden.weight", self._hidden.weight
         yield from self._update.tensors()
         for kind, tensors in (("average", self._average), ("best", self._best)):
             for name, tensor in tensors.items():
                 yield f"{kind}.{name}", tensor
+
+    @property
+    def _watched(self) -> tuple[int, ...]:
+        return tuple(layer for layer, _ in self._hidden.pairs.layers) if self._hidden is not None else ()
 
     def _copies(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self._trained.items()}

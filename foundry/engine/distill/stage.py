@@ -1,6 +1,7 @@
 """The distill stage: the students of all targets learn from one teacher in one loop."""
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from foundry.engine.attention import attend_within_documents
 from foundry.engine.context import RunContext
 from foundry.engine.corpus import Packed
 from foundry.engine.distill.checkpoints import digest_of
+from foundry.engine.distill.hidden import HiddenMatch, Pairs
 from foundry.engine.distill.learner import Learner
 from foundry.engine.distill.memory import checkpoint_activations
 from foundry.engine.distill.objectives import Goal, match_saved, match_teacher
@@ -47,8 +49,12 @@ def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         warmup_ratio=config.warmup_ratio, seed=spec.seed, decay=config.decay,
     )  # fmt: skip
     _announce(schedule, len(students), context)
-    learners = [_learner(target, folder, teacher, config, context) for target, folder in students.items()]
-    objective = _objective(config, teacher, teacher_folder, texts.train, workspace, context)
+    pairs = {target: _pairs(config, target, workspace) for target in students}
+    learners = [
+        _learner(target, folder, teacher, pairs[target], config, context) for target, folder in students.items()
+    ]
+    watched = {layer for found in pairs.values() if found is not None for _, layer in found.layers}
+    objective = _objective(config, teacher, teacher_folder, texts.train, watched, workspace, context)
     del teacher  # A saved signal is all that is needed of it.
     training = Training(
         stage="distill", schedule=schedule, text=texts.train, held_out=texts.held_out, objective=objective,
@@ -78,12 +84,13 @@ def _texts(
 
 
 def _objective(
-    config: Distill, teacher: PreTrainedModel, folder: Path, text: Packed, workspace: Workspace, context: RunContext
-) -> Objective:
+    config: Distill, teacher: PreTrainedModel, folder: Path, text: Packed, watched: Collection[int],
+    workspace: Workspace, context: RunContext,
+) -> Objective:  # fmt: skip
     """Ask the teacher at every step, or let it read the text once now."""
     goal = Goal.of(config)
     if config.signal == "live":
-        return match_teacher(teacher, goal, context)
+        return match_teacher(teacher, goal, context, watched)
     origin = Origin(
         teacher_sha256=checkpoint_sha256(folder), tokenizer_sha256=sha256_of(folder / "tokenizer.json"),
         text_sha256=text_sha256(text), k=config.signal.k, temperature=config.temperature,
@@ -102,8 +109,7 @@ def _students(spec: JobSpec, workspace: Workspace, context: RunContext) -> dict[
     students: dict[str, Path] = {}
     for target in spec.target_names:
         folder = workspace.stage("prune", target)
-        plan = PrunePlan.model_validate_json((folder / "plan.json").read_text(encoding="utf-8"))
-        if plan.cuts_nothing:
+        if _plan(workspace, target).cuts_nothing:
             message = f"nothing was cut for target {target!r}, so there is nothing to distil"
             context.report(EventType.STAGE_SKIPPED, message, stage="distill", target=target)
         else:
@@ -111,16 +117,31 @@ def _students(spec: JobSpec, workspace: Workspace, context: RunContext) -> dict[
     return students
 
 
+def _plan(workspace: Workspace, target: str) -> PrunePlan:
+    return PrunePlan.model_validate_json((workspace.stage("prune", target) / "plan.json").read_text(encoding="utf-8"))
+
+
+def _pairs(config: Distill, target: str, workspace: Workspace) -> Pairs | None:
+    if config.hidden is None:
+        return None
+    shape = _plan(workspace, target).teacher_shape
+    return Pairs.of(config.hidden, _plan(workspace, target).layers, shape.layers, shape.hidden)
+
+
 def _learner(
-    target: str, folder: Path, teacher: PreTrainedModel, config: Distill, context: RunContext
+    target: str, folder: Path, teacher: PreTrainedModel, pairs: Pairs | None, config: Distill, context: RunContext
 ) -> Learner:  # fmt: skip
     student = load_model(folder, dtype=torch.float32, device=context.device)
     check_same_vocabulary(student, teacher)
     if config.gradient_checkpointing:
         checkpoint_activations(student)
+    hidden = None
+    if pairs is not None:
+        width = trunk_and_head(student).head_VH.shape[1]
+        hidden = HiddenMatch(pairs, width, context.seed).to(context.device)
     return Learner(
         target, student, context.dtype, optimizer=config.optimizer, ema_decay=config.ema_decay,
-        keeps_best=config.patience_looks is not None,
+        keeps_best=config.patience_looks is not None, hidden=hidden,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from foundry.engine.allocator import keep_freed_memory
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import Batch, Packed
 from foundry.engine.distill import checkpoints
-from foundry.engine.distill.learner import Learner, Score
+from foundry.engine.distill.learner import Learner, Lesson
 from foundry.engine.distill.logbook import Logbook
 from foundry.engine.distill.memory import is_out_of_memory, micro_batch_rows, peak_bytes
 from foundry.engine.distill.schedule import Schedule
@@ -26,8 +26,8 @@ from foundry.engine.workspace import Workspace
 from foundry.errors import Diverged, OutOfMemory
 from foundry.spec.lifecycle import EventType, Progress, StageName
 
-Objective = Callable[[Batch, float], Score]
-"""Does once per micro-batch what all learners share, then scores each of them; losses are multiplied by the number."""
+Objective = Callable[[Batch, float], Lesson]
+"""Does once per micro-batch what all learners share; losses are multiplied by the number."""
 
 _SPEED_STEPS = 20
 _TIMED_STEPS = 10
@@ -149,9 +149,9 @@ class _Loop:
                 self._forget()
                 raise Stopped
             batch = self._training.text.batch(rows[start : start + self._micro_rows], self._context.device)
-            score = self._training.objective(batch, 1 / max(1, counted))
+            lesson = self._training.objective(batch, 1 / max(1, counted))
             for index, learner in enumerate(self._learners):
-                losses[index] += learner.accumulate(batch, score)
+                losses[index] += learner.accumulate(batch, lesson)
         return losses
 
     def _halve_micro_batch(self, error: Exception) -> None:

@@ -13,7 +13,7 @@ import torch
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import Batch
 from foundry.engine.distill import trainer
-from foundry.engine.distill.learner import Learner, Score
+from foundry.engine.distill.learner import Learner, Lesson
 from foundry.engine.distill.logbook import Logbook
 from foundry.engine.distill.losses import Head, Scored
 from foundry.engine.distill.memory import checkpoint_activations
@@ -158,14 +158,14 @@ def test_train_stops_when_the_loss_explodes_and_keeps_the_last_good_checkpoint(
 ) -> None:
     calls = count()
 
-    def exploding(batch: Batch, scale: float) -> Score:
-        score, worse = objective(batch, scale), next(calls) >= 11
+    def exploding(batch: Batch, scale: float) -> Lesson:
+        lesson, worse = objective(batch, scale), next(calls) >= 11
 
         def with_excess(hidden_TH: torch.Tensor, head: Head) -> Scored:
-            scored = score(hidden_TH, head)
+            scored = lesson.score(hidden_TH, head)
             return scored._replace(total=scored.total + 50) if worse else scored
 
-        return with_excess
+        return lesson._replace(score=with_excess)
 
     training = replace(new_training(exploding, steps=40), checkpoint_steps=2)
     workspace = Workspace(tmp_path)

@@ -9,7 +9,7 @@ from torch import Tensor
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import Batch, Packed, pack
 from foundry.engine.distill import logbook, memory
-from foundry.engine.distill.learner import Learner, Score
+from foundry.engine.distill.learner import Learner, Lesson
 from foundry.engine.distill.losses import Head, Scored
 from foundry.engine.distill.memory import checkpoint_activations, micro_batch_rows
 from foundry.engine.distill.objectives import Goal, match_teacher, predict_text
@@ -233,7 +233,7 @@ def test_micro_batch_is_one_row_with_checkpointed_activations_when_memory_is_sma
 def test_train_says_diverged_and_keeps_the_last_good_checkpoint_when_the_loss_is_not_a_number(
     context: RunContext, heard: Heard, workspace: Workspace, teacher_objective: Objective
 ) -> None:
-    def objective(batch: Batch, scale: float) -> Score:
+    def objective(batch: Batch, scale: float) -> Lesson:
         step = len(heard.of(EventType.PROGRESS))
         return teacher_objective(batch, scale if step < 8 else float("nan"))
 
@@ -250,7 +250,7 @@ def test_train_says_diverged_and_keeps_the_last_good_checkpoint_when_the_loss_is
 def test_train_halves_the_micro_batch_and_learns_the_same_when_memory_runs_out(
     context: RunContext, heard: Heard, tmp_path: Path, teacher_objective: Objective
 ) -> None:
-    def refuse_large(batch: Batch, scale: float) -> Score:
+    def refuse_large(batch: Batch, scale: float) -> Lesson:
         if len(batch.ids_BS) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return teacher_objective(batch, scale)
@@ -267,7 +267,7 @@ def test_train_halves_the_micro_batch_and_learns_the_same_when_memory_runs_out(
 def test_train_gives_up_with_a_way_out_when_not_even_one_sequence_fits(
     context: RunContext, workspace: Workspace
 ) -> None:
-    def refuse(batch: Batch, scale: float) -> Score:
+    def refuse(batch: Batch, scale: float) -> Lesson:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
 
     with pytest.raises(OutOfMemory, match="choose shorter sequences"):
@@ -275,7 +275,7 @@ def test_train_gives_up_with_a_way_out_when_not_even_one_sequence_fits(
 
 
 def test_train_passes_other_errors_on(context: RunContext, workspace: Workspace) -> None:
-    def broken(batch: Batch, scale: float) -> Score:
+    def broken(batch: Batch, scale: float) -> Lesson:
         raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
@@ -315,5 +315,5 @@ def test_scored_is_what_an_objective_returns(context: RunContext, teacher_object
     text, _ = texts()
     batch = text.batch([0])
     hidden_TH = torch.zeros(int(batch.targets_BS.sum()), 32)
-    scored = teacher_objective(batch, 1.0)(hidden_TH, Head(torch.zeros(320, 32)))
+    scored = teacher_objective(batch, 1.0).score(hidden_TH, Head(torch.zeros(320, 32)))
     assert isinstance(scored, Scored) and float(scored.total) > 0
