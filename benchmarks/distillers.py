@@ -1,8 +1,8 @@
 """Ways to distil one teacher into one student: ours, TRL's, and a plain loop, on the same rows in the same order.
 
 Every way takes the same steps: AdamW (0.9, 0.95) with decay 0.1 on matrices, warm-up and cosine, gradients clipped at
-1, forward KL over the same counted tokens. A run is timed from the end of its first step to the end of its last, in
-seconds of this process's CPU time: with one thread that is what a step costs, whatever else the machine does.
+1, forward KL over the same counted tokens. A step is timed in seconds of this process's CPU time, and the fastest
+quarter of the steps counts, for other work on the machine slows a core down even so; the first step is left out.
 """
 
 import copy
@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,22 @@ class Setting:
 
 @dataclass(kw_only=True)
 class Clock:
-    """When each step ended, in CPU seconds and on the wall, and how much memory the run took."""
+    """When each step ended, in CPU seconds, and what the process held before the first."""
 
-    cpu_s: list[float] = field(default_factory=list)
-    wall_s: list[float] = field(default_factory=list)
+    ends_s: list[float] = field(default_factory=list)
+    before_s: float = 0.0
+    """CPU seconds that the run took before its steps."""
     loaded_bytes: int = field(default_factory=lambda: int(psutil.Process().memory_info().rss))
 
     def tick(self) -> None:
-        self.cpu_s.append(time.process_time())
-        self.wall_s.append(time.monotonic())
+        self.ends_s.append(time.process_time())
+
+    @property
+    def step_s(self) -> float:
+        """CPU seconds of a step on a quiet core: the mean of the fastest quarter."""
+        steps = sorted(after - before for before, after in pairwise(self.ends_s))
+        fastest = steps[: max(1, len(steps) // 4)]
+        return sum(fastest) / len(fastest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +72,7 @@ class Measured:
 
     method: str
     tokens_per_cpu_s: float
-    tokens_per_wall_s: float
+    """Of text; each is learned by every student."""
     peak_bytes: int
     loaded_bytes: int
     """Held before the first step: libraries, teacher, student, text."""
@@ -77,13 +85,11 @@ class Measured:
 
 def measured(method: str, setting: Setting, clock: Clock, models: Sequence[PreTrainedModel]) -> Measured:
     """Turn a finished run into figures; held-out loss is the first model's."""
-    tokens, steps = setting.schedule.batch_tokens, len(clock.cpu_s) - 1
-    peak = peak_bytes(CPU)
+    tokens, steps, peak = setting.schedule.batch_tokens, setting.schedule.steps, peak_bytes(CPU)
     loss = compare(models[0].eval(), None, setting.held_out, new_context(lambda _: None)).held_out_loss
     return Measured(
-        method=method, tokens_per_cpu_s=tokens * steps / max(1e-9, clock.cpu_s[-1] - clock.cpu_s[0]),
-        tokens_per_wall_s=tokens * steps / max(1e-9, clock.wall_s[-1] - clock.wall_s[0]),
-        peak_bytes=peak, loaded_bytes=clock.loaded_bytes, held_out_loss=loss, tokens=tokens * setting.schedule.steps,
+        method=method, tokens_per_cpu_s=tokens / (clock.step_s + clock.before_s / steps),
+        peak_bytes=peak, loaded_bytes=clock.loaded_bytes, held_out_loss=loss, tokens=tokens * steps,
     )  # fmt: skip
 
 
@@ -105,11 +111,12 @@ def ours(method: str, setting: Setting, *, students: int = 1, top_k: int | None 
         if top_k is None:
             objective = match_teacher(setting.teacher, Goal(), context)
         else:
-            clock.tick()
+            started_s = time.process_time()
             digest = text_sha256(setting.text)
             origin = Origin(teacher_sha256="", tokenizer_sha256="", text_sha256=digest, k=top_k, temperature=1.0)
             saved = SavedSignal(Path(folder) / "signal", origin, setting.text)
             saved.capture(setting.teacher, "distill", new_context(lambda _: None))
+            clock.before_s = time.process_time() - started_s
             objective = match_saved(saved, Goal(), context)
         training = Training(
             stage="distill", schedule=setting.schedule, text=setting.text, held_out=_one_row(setting.held_out),

@@ -113,6 +113,8 @@ class Distill(Record):
     """Length of a packed sequence; by default the teacher's context, at most 2048."""
     batch_tokens: Count | None = None
     """Tokens of one step; by default 16 sequences, fewer where that leaves fewer than 100 steps."""
+    general_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the training text that is general, not of the domain; by default as the data has it."""
     loss: Loss = "forward_kl"
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     cross_entropy_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

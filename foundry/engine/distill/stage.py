@@ -80,7 +80,9 @@ def _texts(
     )
     vocabulary = trunk_and_head(teacher).head_VH.shape[0]
     data = workspace.inputs.data
-    return read_texts("distill", data, tokenizer, length, config.tokens, vocabulary, spec.seed, context)
+    return read_texts(
+        "distill", data, tokenizer, length, config.tokens, vocabulary, spec.seed, context, config.general_ratio
+    )
 
 
 def _objective(
