@@ -29,6 +29,7 @@ from foundry.engine.distill.schedule import Schedule
 from foundry.engine.distill.signal import Origin, SavedSignal, text_sha256
 from foundry.engine.distill.trainer import Training, train
 from foundry.engine.evaluate.compare import compare
+from foundry.engine.norms import fuse_norms
 from foundry.engine.workspace import Workspace
 from foundry.spec.lifecycle import EventType, RunEvent
 
@@ -103,6 +104,7 @@ def ours(method: str, setting: Setting, *, students: int = 1, top_k: int | None 
     clock = Clock()
     context = new_context(lambda event: clock.tick() if event.type is EventType.PROGRESS else None)
     attend_within_documents(setting.teacher)
+    fuse_norms(setting.teacher)
     learners = [
         Learner(str(n), copy.deepcopy(setting.student), torch.float32, **options) for n in range(students)
     ]  # fmt: skip

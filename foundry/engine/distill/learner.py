@@ -19,6 +19,7 @@ from foundry.engine.distill.hidden import HiddenMatch, watching
 from foundry.engine.distill.losses import Head, Scored
 from foundry.engine.distill.optimizers import Update
 from foundry.engine.models import trunk_and_head
+from foundry.engine.norms import fuse_norms
 from foundry.engine.products import trunk_hidden
 from foundry.errors import DamagedCheckpoint
 from foundry.spec.stages import OptimizerName
@@ -55,6 +56,7 @@ class Learner:
         hidden: HiddenMatch | None = None,
     ) -> None:  # fmt: skip
         attend_within_documents(model)
+        fuse_norms(model)
         self.name, self.model, self._dtype = name, model, dtype
         self._trunk, head_VH, softcap = trunk_and_head(model)
         self._head = Head(head_VH, softcap)

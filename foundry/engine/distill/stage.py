@@ -21,6 +21,7 @@ from foundry.engine.distill.text import Texts, read_texts
 from foundry.engine.distill.trainer import Objective, Training, summary, train
 from foundry.engine.evaluate.compare import check_same_vocabulary
 from foundry.engine.models import load_model, load_tokenizer, local_folder, save_model, trunk_and_head
+from foundry.engine.norms import fuse_norms
 from foundry.engine.workspace import Workspace, sha256_of, write_json
 from foundry.intake.checkpoint import checkpoint_sha256, context_limit
 from foundry.spec.job import JobSpec
@@ -43,6 +44,7 @@ def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     teacher_folder = local_folder(workspace.teacher)
     teacher = load_model(teacher_folder, dtype=context.dtype, device=context.device)
     attend_within_documents(teacher)
+    fuse_norms(teacher)
     texts = _texts(config, load_tokenizer(teacher_folder), teacher, workspace, spec, context)
     schedule = make_schedule(
         texts.train, tokens=config.tokens, batch_tokens=config.batch_tokens, peak_rate=config.learning_rate,
