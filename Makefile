@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test check bench bench-prune bench-streaming clean
+.PHONY: setup demo test check bench bench-prune bench-streaming bench-distill clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -35,13 +35,16 @@ check: setup
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 
-bench: bench-prune bench-streaming
+bench: bench-prune bench-streaming bench-distill
 
 bench-prune: setup $(VENV)/.bench
 	@$(BIN)/python -m benchmarks.prune $(ARGS)
 
 bench-streaming: setup
 	@$(BIN)/python -m benchmarks.streaming $(ARGS)
+
+bench-distill: setup $(VENV)/.bench
+	@$(BIN)/python -W ignore -m benchmarks.distill $(ARGS)
 
 $(VENV)/.bench: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --editable '.[bench]'

@@ -11,6 +11,7 @@
     │   ├── DamagedCheckpoint     headers, config and weights disagree
     │   ├── UnsupportedFamily
     │   ├── InvalidData           empty, malformed or too short; names the line
+    │   ├── SignalMismatch        a saved signal of another teacher, tokenizer or text
     │   └── UnsafeAddress         a webhook's address is not a public https one
     ├── StateConflict             the thing exists but is not in a state that allows this
     │   ├── IllegalTransition
@@ -141,6 +142,12 @@ class UnsupportedFamily(UserError):
     """No family table describes this model."""
 
     code = "unsupported_family"
+
+
+class SignalMismatch(UserError):
+    """The saved signal was made from another teacher, tokenizer or text."""
+
+    code = "signal_mismatch"
 
 
 class InvalidData(UserError):

@@ -39,6 +39,8 @@ class Batch(NamedTuple):
     ids_BS: torch.Tensor
     positions_BS: torch.Tensor
     targets_BS: torch.Tensor
+    rows_B: tuple[int, ...] = ()
+    """Which rows of the packed text these are."""
 
     def model_inputs(self) -> dict[str, Any]:
         """Arguments for a transformers model or trunk: restarting positions keep documents apart, a cache would not."""
@@ -78,7 +80,11 @@ class Packed:
         """These rows on a device, ids and positions as int64."""
         index = rows if isinstance(rows, slice) else torch.as_tensor(rows)
         ids_BS, positions_BS = self.ids_NS[index].long(), self.positions_NS[index].long()
-        return Batch(*(t.to(device, non_blocking=True) for t in (ids_BS, positions_BS, self.targets_NS[index])))
+        ids_BS, positions_BS, targets_BS = (
+            tensor.to(device, non_blocking=True) for tensor in (ids_BS, positions_BS, self.targets_NS[index])
+        )
+        rows_B = tuple(range(*rows.indices(len(self)))) if isinstance(rows, slice) else tuple(rows)
+        return Batch(ids_BS, positions_BS, targets_BS, rows_B)
 
     def batches(self, batch_rows: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
         """All rows in order."""
@@ -103,12 +109,12 @@ class Corpus:
     ) -> "Corpus":
         """Read, split and order the documents. Raises `InvalidData` when there is too little text for two sides.
 
-        Documents with one key stay on one side.
+        Documents with one key stay on one side. General text is not held out: what is measured is the domain.
         """
         documents, share = _read_what_fits(Path(path))
-        held_out = [document for document in documents if is_held_out(document.key, held_out_share)]
-        train = [document for document in documents if not is_held_out(document.key, held_out_share)]
-        chosen = _keys_to_move(train, held_out, tokenizer)
+        held_out = [d for d in documents if not d.general and is_held_out(d.key, held_out_share)]
+        train = [d for d in documents if d.general or not is_held_out(d.key, held_out_share)]
+        chosen = _keys_to_move([document for document in train if not document.general], held_out, tokenizer)
         moved = [document for document in train if document.key in chosen]
         train = [document for document in train if document.key not in chosen]
         if not held_out and not moved:
@@ -205,6 +211,16 @@ def pack(
             "no token of the data counts for the loss: every document is a prompt, or empty, or one token"
         )
     return packed
+
+
+def mix(parts: Sequence[Packed], seed: int) -> Packed:
+    """The rows of several packed texts of one length, shuffled by `seed`."""
+    order = list(range(sum(map(len, parts))))
+    random.Random(f"mix:{seed}").shuffle(order)
+    ids_NS, positions_NS, targets_NS = (
+        torch.cat([getattr(part, name) for part in parts])[order] for name in ("ids_NS", "positions_NS", "targets_NS")
+    )
+    return Packed(ids_NS, positions_NS, targets_NS, sum(part.bytes for part in parts))
 
 
 def _take(

@@ -22,6 +22,7 @@ from foundry.engine.evaluate.compare import compare
 from foundry.engine.lora import CHECKPOINT_STEPS, EVALUATIONS, WARMUP_RATIO, attach, merge, save_adapter
 from foundry.engine.models import load_model, load_tokenizer, local_folder, save_model, trunk_and_head
 from foundry.engine.workspace import Workspace, write_json
+from foundry.errors import Diverged
 from foundry.intake.checkpoint import context_limit
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
@@ -41,7 +42,13 @@ def correct(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         warmup_ratio=WARMUP_RATIO, seed=spec.seed,
     )  # fmt: skip
     learner = Learner(_NAME, model.get_base_model() if isinstance(model, PeftModel) else model, context.dtype)
-    histories = train([learner], _training(spec, workspace, texts, schedule, context), workspace, context)
+    try:
+        histories = train([learner], _training(spec, workspace, texts, schedule, context), workspace, context)
+    except Diverged as error:
+        message = f"correct: the teacher stays as it was, for its correction came to nothing. {error.message}"
+        context.report(EventType.WARNING, message, level="warning", stage="correct", kept=False)
+        workspace.finish("correct", kept=False)
+        return
     candidate = stage / "candidate"
     _save(model, source, candidate, context.device)
     write_json(stage / "history.json", histories[_NAME])

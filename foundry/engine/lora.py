@@ -46,8 +46,9 @@ def lora(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     length = sequence_length(None, context_limit(learners[0].model.config.to_dict()), "/lora")
     vocabulary = trunk_and_head(learners[0].model).head_VH.shape[0]
     texts = read_texts(
-        "lora", workspace.inputs.data, tokenizer, length, spec.lora.tokens, vocabulary, spec.seed, context
-    )
+        "lora", workspace.inputs.data, tokenizer, length, spec.lora.tokens, vocabulary, spec.seed, context,
+        general_ratio=0.0,
+    )  # fmt: skip
     schedule = make_schedule(
         texts.train, tokens=spec.lora.tokens, batch_tokens=None, peak_rate=spec.lora.learning_rate,
         warmup_ratio=WARMUP_RATIO, seed=spec.seed,

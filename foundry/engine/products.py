@@ -6,6 +6,7 @@ and AMX add up in float32 anyway; these functions keep that sum instead of round
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,18 +43,27 @@ def logits_of(hidden_TH: Tensor, head_VH: Tensor, softcap: float | None = None) 
     return logits_TV if softcap is None else logits_TV.div_(softcap).tanh_().mul_(softcap)
 
 
-def softmax(logits_TV: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities [T, V], logits / temperature [T, V], and the log [T] of the sum of their exponentials.
+class Softmax(NamedTuple):
+    """A distribution over outcomes: `probabilities = exp(logits - log_sum)`."""
 
-    Overwrites its input. By hand, because the sum is needed too, and because log_softmax and logsumexp are several
-    times slower on a CPU.
+    probabilities_TV: Tensor
+    logits_TV: Tensor
+    """Already divided by the temperature."""
+    log_sum_T: Tensor
+    """Log of the sum of their exponentials."""
+
+
+def softmax(logits_TV: Tensor, temperature: float = 1.0) -> Softmax:
+    """The distribution of these logits. Overwrites its input.
+
+    By hand, because the sum is needed too, and because log_softmax and logsumexp are several times slower on a CPU.
     """
     if temperature != 1.0:
         logits_TV = logits_TV.div_(temperature)
     largest_T1 = logits_TV.amax(dim=1, keepdim=True)
     probabilities_TV = (logits_TV - largest_T1).exp_()
     sum_T1 = probabilities_TV.sum(dim=1, keepdim=True)
-    return probabilities_TV.div_(sum_T1), logits_TV, (largest_T1 + sum_T1.log()).squeeze(1)
+    return Softmax(probabilities_TV.div_(sum_T1), logits_TV, (largest_T1 + sum_T1.log()).squeeze(1))
 
 
 def chunk_tokens(vocabulary: int, device: torch.device) -> int:

@@ -1,7 +1,8 @@
 """Training text as a stream of documents. Nothing is trusted: lines, documents and the file have a largest size.
 
 A file whose first character that is not white space is `{` is JSON Lines, and so is one named .jsonl, .ndjson or .json.
-Each line is one object of one of three kinds, with an optional "id" and any other fields, which are ignored:
+Each line is one object of one of three kinds, with an optional "id", an optional "general" (true for text that is not
+of the domain) and any other fields, which are ignored:
 
     {"text": "..."}
     {"prompt": "...", "completion": "..."}
@@ -48,6 +49,8 @@ class Document(NamedTuple):
     prompt: str | None = None
     completion: str | None = None
     messages: tuple[Message, ...] | None = None
+    general: bool = False
+    """Not of the domain: trained on in the ratio that a stage asks for, never measured on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +164,7 @@ def _document(row: Any) -> Document:
         content = {"prompt": _string(row, "prompt"), "completion": _string(row, "completion")}
     else:
         content = {"messages": _messages(row["messages"])}
-    return Document(key=_key(row.get("id"), content), **content)
+    return Document(key=_key(row.get("id"), content), general=row.get("general") is True, **content)
 
 
 def _string(row: dict[str, Any], field: str) -> str:

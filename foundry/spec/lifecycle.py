@@ -93,6 +93,8 @@ class Progress(Record):
     loss: float | None = None
     held_out_loss: float | None = None
     tokens_per_s: float | None = None
+    memory_bytes: int | None = None
+    """The most that the run has held so far: on the accelerator, else in this process."""
     left_s: float | None = None
     """Seconds left in this stage."""
 

@@ -1,8 +1,8 @@
 """One config for each stage of a job. A stage that is None in the spec is not run."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from foundry.spec.record import Count, Rate, Record
 
@@ -38,22 +38,110 @@ class Prune(Record):
     """How often the local repair reads the calibration text."""
 
 
+class Jsd(Record):
+    """Generalised Jensen-Shannon divergence: like the forward KL for a small beta, the reverse KL for a large one."""
+
+    kind: Literal["jsd"] = "jsd"
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+
+class TopKSignal(Record):
+    """The teacher reads the text once, before training; its likeliest tokens stay on disk with the mass of the rest.
+
+    Saves the teacher's time where the text is read more than once, and its memory while the students learn.
+    """
+
+    kind: Literal["top_k"] = "top_k"
+    k: Count = 64
+    """Tokens kept at each position; 4 to 6 bytes each."""
+
+
+class Wsd(Record):
+    """Warm-up, stable, decay: the peak rate is held, then falls to zero in the last part of the run."""
+
+    kind: Literal["wsd"] = "wsd"
+    decay_ratio: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Of the steps."""
+
+
+class HiddenLoss(Record):
+    """Match the teacher's hidden states behind some layers too; for students that lost many layers."""
+
+    kind: Literal["cosine", "mse"] = "cosine"
+    layers: Count = 4
+    """How many of the student's layers, evenly spaced, the last among them."""
+
+
+def _one_of(*words: str, **kinds: type[Record]) -> Any:
+    """Let a kind's bare name stand for its defaults (`jsd` for `{kind: jsd}`), and say all names when none fits."""
+
+    def spell_out(value: Any) -> Any:
+        if not isinstance(value, str) or value in words:
+            return value
+        if value not in kinds:
+            raise ValueError(f"should be one of {', '.join([*words, *kinds])}")
+        return {"kind": value}
+
+    return BeforeValidator(spell_out)
+
+
+_WORD_OR_RECORD = Discriminator(lambda value: "<word>" if isinstance(value, str) else "<record>")
+
+Loss = Annotated[
+    Annotated[Literal["forward_kl", "reverse_kl"], Tag("<word>")] | Annotated[Jsd, Tag("<record>")],
+    _WORD_OR_RECORD, _one_of("forward_kl", "reverse_kl", jsd=Jsd),
+]  # fmt: skip
+SignalSource = Annotated[
+    Annotated[Literal["live"], Tag("<word>")] | Annotated[TopKSignal, Tag("<record>")],
+    _WORD_OR_RECORD, _one_of("live", top_k=TopKSignal),
+]  # fmt: skip
+Decay = Annotated[
+    Annotated[Literal["cosine"], Tag("<word>")] | Annotated[Wsd, Tag("<record>")],
+    _WORD_OR_RECORD, _one_of("cosine", wsd=Wsd),
+]  # fmt: skip
+OptimizerName = Literal["adamw", "muon"]
+"""muon: orthogonalised momentum for the matrices of the layers, AdamW for everything else."""
+
+
 class Distill(Record):
-    """Train the student to match the teacher's distribution (forward KL on logits)."""
+    """Train the student to match the teacher's distribution."""
 
     tokens: Count = 20_000_000
     learning_rate: Rate = 1e-3
-    """Peak rate of AdamW. 1e-3 suits students of some million parameters; 1e-4 suits billions."""
+    """Peak rate. 1e-3 suits students of some million parameters; 1e-4 suits billions. The same for both optimizers."""
     sequence_tokens: Count | None = None
     """Length of a packed sequence; by default the teacher's context, at most 2048."""
     batch_tokens: Count | None = None
     """Tokens of one step; by default 16 sequences, fewer where that leaves fewer than 100 steps."""
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    general_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the training text that is general, not of the domain; by default as the data has it."""
+    loss: Loss = "forward_kl"
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    cross_entropy_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight of the cross entropy with the text itself, beside 1 for the divergence from the teacher."""
+    hidden: HiddenLoss | None = None
+    signal: SignalSource = "live"
+    optimizer: OptimizerName = "adamw"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    decay: Decay = "cosine"
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Ship a moving average of the weights, of which each step keeps this much; 0.99 suits some hundred steps."""
+    gradient_checkpointing: bool = False
+    """Repeat each layer's forward pass instead of keeping it. By itself only where one sequence would not fit."""
     checkpoint_steps: Count = 100
     """Steps between two checkpoints: the most work that a crash can cost."""
     evaluate_steps: Count | None = None
     """Steps between two looks at the held-out loss; by default a tenth of the run."""
+    patience_looks: Count | None = None
+    """Stop when the held-out loss has not fallen for so many looks, and ship the weights of the best look."""
+    time_budget_s: Count | None = None
+    """Fit the number of steps to this time once the first steps are timed; `tokens` stays the upper bound."""
+
+    @model_validator(mode="after")
+    def _teacher_is_there(self) -> Self:
+        if self.hidden is not None and self.signal != "live":
+            raise ValueError("hidden needs the live teacher, for a saved signal holds no hidden states: leave one out")
+        return self
 
 
 class Lora(Record):

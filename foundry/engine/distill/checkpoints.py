@@ -14,7 +14,7 @@ from foundry.engine.tensors import write_tensors
 from foundry.engine.workspace import Workspace, read_json, write_json
 from foundry.spec.lifecycle import EventType, StageName
 
-_FORMAT = 1
+_FORMAT = 2
 """Counts up when checkpoints of older code can no longer be read."""
 
 

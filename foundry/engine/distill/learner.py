@@ -1,84 +1,144 @@
-"""One model in training: float32 master weights, gradients, AdamW, and their state as plain tensors.
+"""One model in training: float32 master weights, gradients, optimizer, average, and their state as plain tensors.
 
 B: rows, S: tokens of a row, T: counted tokens, V: vocabulary, H: hidden.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from foundry.engine.attention import attend_within_documents
 from foundry.engine.corpus import Batch
+from foundry.engine.distill.hidden import HiddenMatch, watching
 from foundry.engine.distill.losses import Head, Scored
+from foundry.engine.distill.optimizers import Update
 from foundry.engine.models import trunk_and_head
+from foundry.engine.norms import fuse_norms
 from foundry.engine.products import trunk_hidden
 from foundry.errors import DamagedCheckpoint
+from foundry.spec.stages import OptimizerName
 
 Score = Callable[[Tensor, Head], Scored]
 """From hidden states [T, H] of counted tokens and the output matrix to a loss with its gradients."""
 
-_BETAS = (0.9, 0.95)
-_WEIGHT_DECAY = 0.1
+
+class Lesson(NamedTuple):
+    """What a batch asks of every learner."""
+
+    score: Score
+    scale: float
+    """Losses are multiplied by it."""
+    states: Mapping[int, Tensor] = MappingProxyType({})
+    """The teacher's hidden states [T, hidden] behind some of its layers."""
+
+
 _LARGEST_GRADIENT = 1.0
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_PROJECTION = "hidden.projection"
 
 
 class Learner:
-    """Trains the parameters of `model` that require a gradient."""
+    """Trains the parameters of `model` that require a gradient.
 
-    def __init__(self, name: str, model: PreTrainedModel, dtype: torch.dtype) -> None:
+    With `ema_decay`, what is measured and shipped is a moving average of the weights: each update keeps this share of
+    it, less at first, where the average would otherwise remember the untrained student. With `keeps_best`, what is
+    shipped are the weights of the last `remember`.
+    """
+
+    def __init__(
+        self, name: str, model: PreTrainedModel, dtype: torch.dtype, *,
+        optimizer: OptimizerName = "adamw", ema_decay: float | None = None, keeps_best: bool = False,
+        hidden: HiddenMatch | None = None,
+    ) -> None:  # fmt: skip
+        attend_within_documents(model)
+        fuse_norms(model)
         self.name, self.model, self._dtype = name, model, dtype
         self._trunk, head_VH, softcap = trunk_and_head(model)
         self._head = Head(head_VH, softcap)
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        embeddings = {id(model.get_input_embeddings().weight), id(head_VH)}
-        decayed = [p for p in self._trained.values() if p.ndim >= 2 and id(p) not in embeddings]
-        others = [p for p in self._trained.values() if p.ndim < 2 or id(p) in embeddings]
-        groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-        self._optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=_BETAS, fused=True)
+        self._hidden = hidden
+        if hidden is not None and hidden.projection is not None:
+            self._trained[_PROJECTION] = hidden.projection
+        self._update = Update(self._trained, {id(model.get_input_embeddings().weight), id(head_VH)}, optimizer)
+        self._ema_decay, self._updates = ema_decay, 0
+        self._average = self._copies() if ema_decay is not None else {}
+        self._best = self._copies() if keeps_best else {}
         self.model.train()
 
-    def accumulate(self, batch: Batch, score: Score) -> float:
-        """Add the gradients of one micro-batch; return its loss."""
-        hidden_BSH = trunk_hidden(self._trunk, batch.model_inputs(), self._dtype, batch.ids_BS.device)
-        scored = score(hidden_BSH.detach()[batch.targets_BS], self._head)
+    def accumulate(self, batch: Batch, lesson: Lesson) -> float:
+        """Add the gradients of one micro-batch; return its loss, that of hidden states not counted."""
+        with watching(self.model, self._watched) as states:
+            hidden_BSH = trunk_hidden(self._trunk, batch.model_inputs(), self._dtype, batch.ids_BS.device)
+        scored = lesson.score(hidden_BSH.detach()[batch.targets_BS], self._head)
         gradient_BSH = torch.zeros_like(hidden_BSH)
         gradient_BSH[batch.targets_BS] = scored.hidden_TH.to(hidden_BSH.dtype)
-        hidden_BSH.backward(gradient_BSH)  # type: ignore[no-untyped-call]
+        outputs, gradients = [hidden_BSH], [gradient_BSH]
+        if self._hidden is not None:
+            self._hidden.add_logit_loss(float(scored.total))
+            more = self._hidden.gradients(states, lesson.states, batch.targets_BS, lesson.scale)
+            outputs, gradients = outputs + more[0], gradients + more[1]
+        torch.autograd.backward(outputs, gradients)
         if scored.head_VH is not None:
             weight = self._head.weight_VH
             weight.grad = scored.head_VH if weight.grad is None else weight.grad.add_(scored.head_VH)
         return float(scored.total)
 
     def update(self, rate: float) -> float:
-        """One step of AdamW with the gathered gradients, clipped; return their norm before clipping.
+        """One step with the gathered gradients, clipped; return their norm before clipping.
 
         Nothing is changed when the norm is not a number.
         """
         norm = float(nn.utils.clip_grad_norm_(self._trained.values(), _LARGEST_GRADIENT, foreach=True))
         if math.isfinite(norm):
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
-            self._optimizer.step()
+            self._update.step(rate)
+            self._updates += 1
+            self._follow()
+            if self._hidden is not None:
+                self._hidden.balance()
         self.forget()
         return norm
 
     def forget(self) -> None:
         """Drop the gathered gradients."""
-        self._optimizer.zero_grad(set_to_none=True)
+        self._update.forget()
+        if self._hidden is not None:
+            self._hidden.forget()
+
+    @contextmanager
+    def as_shipped(self) -> Iterator[None]:
+        """Within this the model is in eval mode and has the weights that would be shipped now."""
+        self._swap()
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
+            self._swap()
+
+    def remember(self) -> None:
+        """Take the weights as they would be shipped now for the best so far."""
+        for name, best in self._best.items():
+            best.copy_(self._average.get(name, self._trained[name]).detach())
+
+    def settle(self) -> None:
+        """End the training: the model gets the weights that are shipped."""
+        with torch.no_grad():
+            for name, weights in (self._best or self._average).items():
+                self._trained[name].copy_(weights)
 
     def state(self) -> dict[str, Tensor]:
-        """Weights in training and both moments, by name; restoring them continues the run bit for bit."""
+        """Everything that changes in training, by name; restoring it continues the run bit for bit."""
         return {name: tensor.detach() for name, tensor in self._tensors()}
 
     def restore(self, state: Mapping[str, Tensor], step: int) -> None:
         """Take over `state` as it was after `step` updates. Raises `DamagedCheckpoint` when a tensor does not fit."""
-        for parameter in self._trained.values():
-            moments = {key: torch.zeros_like(parameter) for key in _MOMENTS}
-            done = torch.tensor(float(step), dtype=torch.float32, device=parameter.device)
-            self._optimizer.state[parameter] = {"step": done, **moments}
+        self._update.begin(step)
+        self._updates = step
         own = dict(self._tensors())
         if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
             raise DamagedCheckpoint(f"the checkpoint of {self.name} holds other tensors than the model")
@@ -89,6 +149,29 @@ class Learner:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._trained.items():
             yield f"weight.{name}", parameter
-            for key in _MOMENTS:
-                if parameter in self._optimizer.state:
-                    yield f"{key}.{name}", self._optimizer.state[parameter][key]
+        if self._hidden is not None:
+            yield "hidden.weight", self._hidden.weight
+        yield from self._update.tensors()
+        for kind, tensors in (("average", self._average), ("best", self._best)):
+            for name, tensor in tensors.items():
+                yield f"{kind}.{name}", tensor
+
+    @property
+    def _watched(self) -> tuple[int, ...]:
+        return tuple(layer for layer, _ in self._hidden.pairs.layers) if self._hidden is not None else ()
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self._trained.items()}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        if self._ema_decay is None:
+            return
+        # As TensorFlow's ExponentialMovingAverage does with num_updates.
+        kept = min(self._ema_decay, (1 + self._updates) / (10 + self._updates))
+        torch._foreach_lerp_(list(self._average.values()), [self._trained[n] for n in self._average], 1 - kept)
+
+    def _swap(self) -> None:
+        for name, average in self._average.items():
+            parameter = self._trained[name]
+            self._average[name], parameter.data = parameter.data, average

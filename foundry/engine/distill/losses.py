@@ -4,7 +4,8 @@ Each function takes the hidden states of counted tokens and the output matrices,
 tokens together with its gradients. A gradient of a softmax is known in closed form, so nothing is kept for a backward
 pass and [T, V] never exists: one chunk [C, V] is made, used and overwritten.
 
-T: counted tokens, C: tokens of a chunk, V: vocabulary, H: hidden of the student, G: hidden of the teacher.
+T: counted tokens, C: tokens of a chunk, V: vocabulary, H: hidden of the student, G: hidden of the teacher,
+K: likeliest tokens that a signal knows, O = K + 1: those and the rest.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foundry.engine.products import chunk_tokens, logits_of, operand, product, softmax
+from foundry.engine.distill.divergences import Divergence
+from foundry.engine.products import Softmax, chunk_tokens, logits_of, operand, product, softmax
+
+_FLOOR = -1e4
+"""Stands for the log of 0 where an infinity would turn 0 x log 0 into no number."""
 
 
 class Head(NamedTuple):
@@ -20,6 +25,38 @@ class Head(NamedTuple):
 
     weight_VH: Tensor
     softcap: float | None = None
+
+
+class Whole(NamedTuple):
+    """The teacher's whole distribution: what its head reads, and the head."""
+
+    hidden_TG: Tensor
+    head: Head
+
+
+class TopK(NamedTuple):
+    """The teacher's likeliest tokens, and one more outcome for all the others together (the tail bucket).
+
+    Renormalising the K instead would leave the student's probability outside them free of cost.
+    """
+
+    ids_TK: Tensor
+    """int64; different from each other within a token."""
+    log_TK: Tensor
+    """Log probabilities at the temperature of the loss."""
+    log_rest_T: Tensor
+    """Log probability of all other tokens together; minus infinity when there are none."""
+
+
+Signal = Whole | TopK
+"""What the teacher says about a batch."""
+
+
+class HardLabels(NamedTuple):
+    """Cross entropy with the text beside the divergence from the teacher."""
+
+    labels_T: Tensor
+    weight: float
 
 
 class Scored(NamedTuple):
@@ -33,32 +70,35 @@ class Scored(NamedTuple):
     """d total / d output matrix, float32; None when it is frozen."""
 
 
-def forward_kl(
-    student_TH: Tensor, student: Head, teacher_TG: Tensor, teacher: Head, *,
-    temperature: float = 1.0, dtype: torch.dtype = torch.float32, scale: float = 1.0, chunk: int | None = None,
+def match(
+    student_TH: Tensor, student: Head, teacher: Signal, divergence: Divergence, *,
+    temperature: float = 1.0, hard: HardLabels | None = None,
+    dtype: torch.dtype = torch.float32, scale: float = 1.0, chunk: int | None = None,
 ) -> Scored:  # fmt: skip
-    """temperature^2 x KL(softmax(teacher / temperature) || softmax(student / temperature)), times `scale`.
+    """temperature^2 x divergence(teacher / temperature, student / temperature) + weight x cross entropy, times `scale`.
 
-    The square keeps the size of the gradient when the temperature changes (Hinton, 1503.02531). `dtype` is that of
-    matrix products (see `inner_dtype`); everything between them is float32.
+    The square keeps the size of the gradient when the temperature changes (Hinton, 1503.02531); cross entropy is taken
+    at temperature 1. `dtype` is that of matrix products (see `inner_dtype`); everything between them is float32.
     """
-    weight_VH, weight_VG = operand(student.weight_VH.detach(), dtype), operand(teacher.weight_VH.detach(), dtype)
-    hidden_TH, hidden_TG = operand(student_TH.detach(), dtype), operand(teacher_TG.detach(), dtype)
-    gradients = _Gradients(hidden_TH, weight_VH, dtype, with_head=student.weight_VH.requires_grad)
-    total = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
-    for part in _parts(hidden_TH, weight_VH, chunk):
-        teacher_logits_CV = logits_of(hidden_TG[part], weight_VG, teacher.softcap)
-        p_CV, teacher_CV, teacher_log_sum_C = softmax(teacher_logits_CV, temperature)
-        student_logits_CV = logits_of(hidden_TH[part], weight_VH, student.softcap)
-        q_CV, student_CV, student_log_sum_C = softmax(student_logits_CV, temperature)
-        slope_CV = _slope_of_cap(student_CV, temperature, student.softcap)
-        # KL = sum p (log p - log q) = sum p (z_p - z_q) - log sum exp z_p + log sum exp z_q
-        distance_C = (teacher_CV.sub_(student_CV).mul_(p_CV)).sum(dim=1)
-        total += (distance_C - teacher_log_sum_C + student_log_sum_C).double().sum()
-        # d KL / d z = (q - p) / temperature
-        gradient_CV = q_CV.sub_(p_CV).mul_(temperature * scale)
-        gradients.add(part, gradient_CV if slope_CV is None else gradient_CV.mul_(slope_CV))
-    return Scored(total * (temperature**2 * scale), gradients.hidden_TH, gradients.head_VH)
+    walk = _Walk(student_TH, student, dtype, chunk)
+    whole = _operands(teacher, dtype) if isinstance(teacher, Whole) else None
+    for part in walk.parts:
+        logits_CV = walk.logits(part)
+        gradient_CV = None if hard is None else _add_hard(walk, logits_CV.clone(), hard, part, scale)
+        said = softmax(logits_CV, temperature)
+        slope_CV = _slope_of_cap(said.logits_TV, temperature, student.softcap)
+        if whole is not None:
+            theirs = softmax(logits_of(whole.hidden_TG[part], *whole.head), temperature)
+            loss_C, soft_CV = divergence(theirs, said)
+        else:
+            assert isinstance(teacher, TopK)
+            loss_C, soft_CV = _on_outcomes(TopK(*(tensor[part] for tensor in teacher)), said, divergence)
+        walk.total += loss_C.double().sum() * (temperature**2 * scale)
+        # d / d logits is 1 / temperature of d / d (logits / temperature)
+        soft_CV.mul_(temperature * scale)
+        gradient_CV = soft_CV if gradient_CV is None else gradient_CV.add_(soft_CV)
+        walk.add(part, gradient_CV if slope_CV is None else gradient_CV.mul_(slope_CV))
+    return walk.scored()
 
 
 def cross_entropy(
@@ -66,39 +106,84 @@ def cross_entropy(
     dtype: torch.dtype = torch.float32, scale: float = 1.0, chunk: int | None = None,
 ) -> Scored:  # fmt: skip
     """-log softmax(logits)[label], times `scale`."""
-    weight_VH, operand_TH = operand(head.weight_VH.detach(), dtype), operand(hidden_TH.detach(), dtype)
-    gradients = _Gradients(operand_TH, weight_VH, dtype, with_head=head.weight_VH.requires_grad)
-    total = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
-    for part in _parts(operand_TH, weight_VH, chunk):
-        labels_C1 = labels_T[part, None]
-        q_CV, logits_CV, log_sum_C = softmax(logits_of(operand_TH[part], weight_VH, head.softcap))
-        total += (log_sum_C - logits_CV.gather(1, labels_C1).squeeze(1)).double().sum()
+    walk = _Walk(hidden_TH, head, dtype, chunk)
+    for part in walk.parts:
+        logits_CV = walk.logits(part)
         slope_CV = _slope_of_cap(logits_CV, 1.0, head.softcap)
-        gradient_CV = q_CV.scatter_add_(1, labels_C1, q_CV.new_full(labels_C1.shape, -1.0)).mul_(scale)
-        gradients.add(part, gradient_CV if slope_CV is None else gradient_CV.mul_(slope_CV))
-    return Scored(total * scale, gradients.hidden_TH, gradients.head_VH)
+        gradient_CV = _add_hard(walk, logits_CV, HardLabels(labels_T, 1.0), part, scale)
+        walk.add(part, gradient_CV if slope_CV is None else gradient_CV.mul_(slope_CV))
+    return walk.scored()
 
 
-class _Gradients:
-    """Collects d loss / d hidden and d loss / d head from the gradient of one chunk of logits after another."""
+class _Walk:
+    """Goes over the tokens in chunks; gathers the loss, d loss / d hidden and d loss / d head."""
 
-    def __init__(self, hidden_TH: Tensor, weight_VH: Tensor, dtype: torch.dtype, *, with_head: bool) -> None:
-        self._operand_TH, self._weight_VH, self._dtype = hidden_TH, weight_VH, dtype
-        self.hidden_TH = torch.empty_like(hidden_TH, dtype=torch.float32)
-        self.head_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if with_head else None
+    def __init__(self, hidden_TH: Tensor, head: Head, dtype: torch.dtype, chunk: int | None) -> None:
+        self._hidden_TH, self._weight_VH = operand(hidden_TH.detach(), dtype), operand(head.weight_VH.detach(), dtype)
+        self._softcap, self._dtype = head.softcap, dtype
+        self.total = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
+        self._gradient_TH = torch.empty_like(self._hidden_TH, dtype=torch.float32)
+        trained = head.weight_VH.requires_grad
+        self._gradient_VH = torch.zeros_like(self._weight_VH, dtype=torch.float32) if trained else None
+        step = chunk or chunk_tokens(self._weight_VH.shape[0], hidden_TH.device)
+        self.parts = [slice(start, start + step) for start in range(0, hidden_TH.shape[0], step)]
+
+    def logits(self, part: slice) -> Tensor:
+        """Of the student, capped where its family caps them."""
+        return logits_of(self._hidden_TH[part], self._weight_VH, self._softcap)
 
     def add(self, part: slice, gradient_CV: Tensor) -> None:
+        """Take the gradient of a chunk's logits (before the cap)."""
         gradient_CV = operand(gradient_CV, self._dtype)
-        self.hidden_TH[part] = product(gradient_CV, self._weight_VH)
-        if self.head_VH is not None:
-            self.head_VH += product(gradient_CV.T, self._operand_TH[part])
+        self._gradient_TH[part] = product(gradient_CV, self._weight_VH)
+        if self._gradient_VH is not None:
+            if gradient_CV.dtype == torch.float32:
+                self._gradient_VH.addmm_(gradient_CV.T, self._hidden_TH[part])
+            else:
+                self._gradient_VH += product(gradient_CV.T, self._hidden_TH[part])
+
+    def scored(self) -> Scored:
+        return Scored(self.total, self._gradient_TH, self._gradient_VH)
+
+
+def _operands(teacher: Whole, dtype: torch.dtype) -> Whole:
+    head = teacher.head._replace(weight_VH=operand(teacher.head.weight_VH.detach(), dtype))
+    return Whole(operand(teacher.hidden_TG.detach(), dtype), head)
+
+
+def _add_hard(walk: _Walk, logits_CV: Tensor, hard: HardLabels, part: slice, scale: float) -> Tensor:
+    """Add a chunk's cross entropy to the total; return its gradient by the capped logits, which are overwritten."""
+    labels_C1 = hard.labels_T[part, None]
+    said = softmax(logits_CV)
+    weight = hard.weight * scale
+    walk.total += (said.log_sum_T - said.logits_TV.gather(1, labels_C1).squeeze(1)).double().sum() * weight
+    # q - 1 at the label
+    q_CV = said.probabilities_TV
+    return q_CV.scatter_add_(1, labels_C1, q_CV.new_full(labels_C1.shape, -1.0)).mul_(weight)
+
+
+def _on_outcomes(teacher: TopK, student: Softmax, divergence: Divergence) -> tuple[Tensor, Tensor]:
+    """A divergence over the K tokens and the rest, and its gradient by all of the student's logits.
+
+    The rest's logit is u = log sum exp of the logits in it, so d u / d z_i = q_i / q_rest there.
+    """
+    theirs_CO = torch.cat([teacher.log_TK, teacher.log_rest_T[:, None]], dim=1).clamp_min(_FLOOR)
+    q_CV = student.probabilities_TV
+    known_CK = q_CV.gather(1, teacher.ids_TK)
+    # Summed, not 1 - known: that difference would have no digits left when the K hold nearly all.
+    q_CV.scatter_(1, teacher.ids_TK, 0.0)
+    rest_C1 = q_CV.sum(dim=1, keepdim=True)
+    log_rest_C1 = rest_C1.log().add_(student.log_sum_T[:, None]).clamp_min_(_FLOOR)
+    mine = Softmax(
+        torch.cat([known_CK, rest_C1], dim=1),
+        torch.cat([student.logits_TV.gather(1, teacher.ids_TK), log_rest_C1], dim=1),
+        student.log_sum_T,
+    )
+    loss_C, gradient_CO = divergence(softmax(theirs_CO), mine)
+    share_C1 = gradient_CO[:, -1:] / rest_C1.clamp_min(torch.finfo(rest_C1.dtype).tiny)
+    return loss_C, q_CV.mul_(share_C1).scatter_(1, teacher.ids_TK, gradient_CO[:, :-1])
 
 
 def _slope_of_cap(scaled_CV: Tensor, temperature: float, softcap: float | None) -> Tensor | None:
     """d capped / d raw = 1 - tanh^2."""
     return None if softcap is None else 1 - (scaled_CV * (temperature / softcap)).square_()
-
-
-def _parts(hidden_TH: Tensor, weight_VH: Tensor, chunk: int | None) -> list[slice]:
-    step = chunk or chunk_tokens(weight_VH.shape[0], hidden_TH.device)
-    return [slice(start, start + step) for start in range(0, hidden_TH.shape[0], step)]

@@ -3,6 +3,8 @@
 The total memory decides, not what is free at the moment: a resumed run must add up its gradients in the same order.
 """
 
+import resource
+import sys
 from collections.abc import Sequence
 
 import psutil
@@ -56,6 +58,14 @@ def total_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return int(psutil.virtual_memory().total)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory held so far: on the accelerator, else by this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def is_out_of_memory(error: BaseException) -> bool:

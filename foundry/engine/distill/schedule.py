@@ -2,11 +2,12 @@
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from foundry.engine.corpus import Packed
 from foundry.errors import FieldProblem, InvalidSpec
+from foundry.spec.stages import Decay, Wsd
 
 LONGEST_SEQUENCE = 2048
 _DEFAULT_ROWS = 16
@@ -25,6 +26,7 @@ class Schedule:
     rows: int
     """Rows of the packed training text; the order is new in every epoch."""
     seed: int
+    decay: Decay = "cosine"
 
     @property
     def batch_tokens(self) -> int:
@@ -36,11 +38,21 @@ class Schedule:
         return self.steps * self.batch_rows / self.rows
 
     def rate_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine to zero. `step` counts from 0."""
+        """Linear warm-up, then down to zero: along a cosine, or held first and then along 1 - sqrt.
+
+        `step` counts from 0. The shape of the last part is that of Hägele et al. (2405.18392, section 3).
+        """
         if step < self.warmup_steps:
             return self.peak_rate * (step + 1) / (self.warmup_steps + 1)
+        if isinstance(self.decay, Wsd):
+            held = self.steps - max(1, round(self.decay.decay_ratio * self.steps))
+            return self.peak_rate * (1 - math.sqrt(max(0, step - held) / (self.steps - held)))
         share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.peak_rate * (1 + math.cos(math.pi * share)) / 2
+
+    def shortened(self, steps: int) -> "Schedule":
+        """The same run in fewer steps: warm-up and decay take their old shares of it."""
+        return replace(self, steps=steps, warmup_steps=self.warmup_steps * steps // self.steps)
 
     def rows_of(self, step: int) -> list[int]:
         """The rows of a step's batch: consecutive in the endless sequence of shuffled epochs."""
@@ -65,8 +77,9 @@ def sequence_length(wanted: int | None, context_limit: int | None, pointer: str)
 
 
 def make_schedule(
-    packed: Packed, *, tokens: int, batch_tokens: int | None, peak_rate: float, warmup_ratio: float, seed: int
-) -> Schedule:
+    packed: Packed, *, tokens: int, batch_tokens: int | None, peak_rate: float, warmup_ratio: float, seed: int,
+    decay: Decay = "cosine",
+) -> Schedule:  # fmt: skip
     """Fit the steps to the text and the budget of tokens.
 
     A batch is 16 rows unless told otherwise, fewer where that leaves fewer than 100 steps, and never more than the
@@ -82,5 +95,5 @@ def make_schedule(
     steps = max(1, tokens // (rows * length))
     return Schedule(
         steps=steps, batch_rows=rows, sequence_tokens=length, peak_rate=peak_rate,
-        warmup_steps=int(warmup_ratio * steps), rows=len(packed), seed=seed,
+        warmup_steps=int(warmup_ratio * steps), rows=len(packed), seed=seed, decay=decay,
     )  # fmt: skip

@@ -1,20 +1,28 @@
 """The distill stage: the students of all targets learn from one teacher in one loop."""
 
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from foundry.engine.attention import attend_within_documents
 from foundry.engine.context import RunContext
+from foundry.engine.corpus import Packed
 from foundry.engine.distill.checkpoints import digest_of
+from foundry.engine.distill.hidden import HiddenMatch, Pairs
 from foundry.engine.distill.learner import Learner
-from foundry.engine.distill.objectives import match_teacher
+from foundry.engine.distill.memory import checkpoint_activations
+from foundry.engine.distill.objectives import Goal, match_saved, match_teacher
 from foundry.engine.distill.schedule import Schedule, make_schedule, sequence_length
-from foundry.engine.distill.text import read_texts
-from foundry.engine.distill.trainer import Training, summary, train
+from foundry.engine.distill.signal import Origin, SavedSignal, text_sha256
+from foundry.engine.distill.text import Texts, read_texts
+from foundry.engine.distill.trainer import Objective, Training, summary, train
 from foundry.engine.evaluate.compare import check_same_vocabulary
 from foundry.engine.models import load_model, load_tokenizer, local_folder, save_model, trunk_and_head
-from foundry.engine.workspace import Workspace, write_json
+from foundry.engine.norms import fuse_norms
+from foundry.engine.workspace import Workspace, sha256_of, write_json
 from foundry.intake.checkpoint import checkpoint_sha256, context_limit
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
@@ -27,31 +35,34 @@ _MANY_EPOCHS = 20
 
 def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     """Write model/ and history.json for every target whose plan cuts anything. Resumes from the newest checkpoint."""
-    assert spec.distill is not None
+    config = spec.distill
+    assert config is not None
     students = _students(spec, workspace, context)
     if not students:
         workspace.finish("distill", targets={})
         return
     teacher_folder = local_folder(workspace.teacher)
-    tokenizer = load_tokenizer(teacher_folder)
     teacher = load_model(teacher_folder, dtype=context.dtype, device=context.device)
-    limit = context_limit(teacher.config.to_dict())
-    length = sequence_length(spec.distill.sequence_tokens, limit, "/distill/sequence_tokens")
-    texts = read_texts(
-        "distill", workspace.inputs.data, tokenizer, length, spec.distill.tokens,
-        trunk_and_head(teacher).head_VH.shape[0], spec.seed, context,
-    )  # fmt: skip
+    attend_within_documents(teacher)
+    fuse_norms(teacher)
+    texts = _texts(config, load_tokenizer(teacher_folder), teacher, workspace, spec, context)
     schedule = make_schedule(
-        texts.train, tokens=spec.distill.tokens, batch_tokens=spec.distill.batch_tokens,
-        peak_rate=spec.distill.learning_rate, warmup_ratio=spec.distill.warmup_ratio, seed=spec.seed,
+        texts.train, tokens=config.tokens, batch_tokens=config.batch_tokens, peak_rate=config.learning_rate,
+        warmup_ratio=config.warmup_ratio, seed=spec.seed, decay=config.decay,
     )  # fmt: skip
     _announce(schedule, len(students), context)
-    learners = [_learner(target, folder, teacher, context) for target, folder in students.items()]
+    pairs = {target: _pairs(config, target, workspace) for target in students}
+    learners = [
+        _learner(target, folder, teacher, pairs[target], config, context) for target, folder in students.items()
+    ]
+    watched = {layer for found in pairs.values() if found is not None for _, layer in found.layers}
+    objective = _objective(config, teacher, teacher_folder, texts.train, watched, workspace, context)
+    del teacher  # A saved signal is all that is needed of it.
     training = Training(
-        stage="distill", schedule=schedule, text=texts.train, held_out=texts.held_out,
-        objective=match_teacher(teacher, spec.distill.temperature, context),
-        checkpoint_steps=spec.distill.checkpoint_steps, evaluate_steps=_evaluate_steps(spec.distill, schedule),
-        digest=_digest(spec, workspace, students),
+        stage="distill", schedule=schedule, text=texts.train, held_out=texts.held_out, objective=objective,
+        checkpoint_steps=config.checkpoint_steps, evaluate_steps=_evaluate_steps(config, schedule),
+        digest=_digest(spec, workspace, students), patience_looks=config.patience_looks,
+        time_budget_s=config.time_budget_s,
     )  # fmt: skip
     histories = train(learners, training, workspace, context)
     for learner in learners:
@@ -59,6 +70,42 @@ def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         save_model(learner.model, like=students[learner.name], folder=folder / "model")
         write_json(folder / "history.json", histories[learner.name])
     workspace.finish("distill", targets={name: summary(history) for name, history in histories.items()})
+    shutil.rmtree(_signal_folder(workspace), ignore_errors=True)
+
+
+def _texts(
+    config: Distill, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel, workspace: Workspace, spec: JobSpec,
+    context: RunContext,
+) -> Texts:  # fmt: skip
+    length = sequence_length(
+        config.sequence_tokens, context_limit(teacher.config.to_dict()), "/distill/sequence_tokens"
+    )
+    vocabulary = trunk_and_head(teacher).head_VH.shape[0]
+    data = workspace.inputs.data
+    return read_texts(
+        "distill", data, tokenizer, length, config.tokens, vocabulary, spec.seed, context, config.general_ratio
+    )
+
+
+def _objective(
+    config: Distill, teacher: PreTrainedModel, folder: Path, text: Packed, watched: Collection[int],
+    workspace: Workspace, context: RunContext,
+) -> Objective:  # fmt: skip
+    """Ask the teacher at every step, or let it read the text once now."""
+    goal = Goal.of(config)
+    if config.signal == "live":
+        return match_teacher(teacher, goal, context, watched)
+    origin = Origin(
+        teacher_sha256=checkpoint_sha256(folder), tokenizer_sha256=sha256_of(folder / "tokenizer.json"),
+        text_sha256=text_sha256(text), k=config.signal.k, temperature=config.temperature,
+    )  # fmt: skip
+    saved = SavedSignal(_signal_folder(workspace), origin, text)
+    saved.capture(teacher, "distill", context)
+    return match_saved(saved, goal, context)
+
+
+def _signal_folder(workspace: Workspace) -> Path:
+    return workspace.stage("distill") / "signal"
 
 
 def _students(spec: JobSpec, workspace: Workspace, context: RunContext) -> dict[str, Path]:
@@ -66,8 +113,7 @@ def _students(spec: JobSpec, workspace: Workspace, context: RunContext) -> dict[
     students: dict[str, Path] = {}
     for target in spec.target_names:
         folder = workspace.stage("prune", target)
-        plan = PrunePlan.model_validate_json((folder / "plan.json").read_text(encoding="utf-8"))
-        if plan.cuts_nothing:
+        if _plan(workspace, target).cuts_nothing:
             message = f"nothing was cut for target {target!r}, so there is nothing to distil"
             context.report(EventType.STAGE_SKIPPED, message, stage="distill", target=target)
         else:
@@ -75,10 +121,32 @@ def _students(spec: JobSpec, workspace: Workspace, context: RunContext) -> dict[
     return students
 
 
-def _learner(target: str, folder: Path, teacher: PreTrainedModel, context: RunContext) -> Learner:
+def _plan(workspace: Workspace, target: str) -> PrunePlan:
+    return PrunePlan.model_validate_json((workspace.stage("prune", target) / "plan.json").read_text(encoding="utf-8"))
+
+
+def _pairs(config: Distill, target: str, workspace: Workspace) -> Pairs | None:
+    if config.hidden is None:
+        return None
+    shape = _plan(workspace, target).teacher_shape
+    return Pairs.of(config.hidden, _plan(workspace, target).layers, shape.layers, shape.hidden)
+
+
+def _learner(
+    target: str, folder: Path, teacher: PreTrainedModel, pairs: Pairs | None, config: Distill, context: RunContext
+) -> Learner:  # fmt: skip
     student = load_model(folder, dtype=torch.float32, device=context.device)
     check_same_vocabulary(student, teacher)
-    return Learner(target, student, context.dtype)
+    if config.gradient_checkpointing:
+        checkpoint_activations(student)
+    hidden = None
+    if pairs is not None:
+        width = trunk_and_head(student).head_VH.shape[1]
+        hidden = HiddenMatch(pairs, width, context.seed).to(context.device)
+    return Learner(
+        target, student, context.dtype, optimizer=config.optimizer, ema_decay=config.ema_decay,
+        keeps_best=config.patience_looks is not None, hidden=hidden,
+    )  # fmt: skip
 
 
 def _evaluate_steps(config: Distill, schedule: Schedule) -> int:

@@ -1,6 +1,6 @@
 """The one training loop: distillation, teacher correction and LoRA differ in their learners and their objective only.
 
-One step is one update of every learner. What all learners share (the batch, the teacher's hidden states) is made once.
+One step is one update of every learner. What all learners share (the batch, the teacher's signal) is made once.
 """
 
 import math
@@ -16,8 +16,9 @@ from foundry.engine.allocator import keep_freed_memory
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import Batch, Packed
 from foundry.engine.distill import checkpoints
-from foundry.engine.distill.learner import Learner, Score
-from foundry.engine.distill.memory import is_out_of_memory, micro_batch_rows
+from foundry.engine.distill.learner import Learner, Lesson
+from foundry.engine.distill.logbook import Logbook
+from foundry.engine.distill.memory import is_out_of_memory, micro_batch_rows, peak_bytes
 from foundry.engine.distill.schedule import Schedule
 from foundry.engine.evaluate.compare import compare
 from foundry.engine.products import inner_dtype
@@ -25,11 +26,14 @@ from foundry.engine.workspace import Workspace
 from foundry.errors import Diverged, OutOfMemory
 from foundry.spec.lifecycle import EventType, Progress, StageName
 
-Objective = Callable[[Batch, float], Score]
-"""Does once per micro-batch what all learners share, then scores each of them; losses are multiplied by the number."""
+Objective = Callable[[Batch, float], Lesson]
+"""Does once per micro-batch what all learners share; losses are multiplied by the number."""
 
-_HISTORY_ROWS = 1000
 _SPEED_STEPS = 20
+_TIMED_STEPS = 10
+"""After so many the time of a step is known well enough to fit the run to a budget of time."""
+_OVERRUN = 1.1
+"""Later the budget may be missed by this much before the run is shortened again: each time bends the learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +49,20 @@ class Training:
     evaluate_steps: int
     digest: str
     """Of everything the result depends on; checkpoints with another are not resumed."""
+    patience_looks: int | None = None
+    """Stop when no learner's held-out loss has fallen for so many looks; ship the weights of each learner's best."""
+    time_budget_s: float | None = None
 
 
 History = dict[str, Any]
-"""`steps`, `tokens`, `batch_tokens`, `sequence_tokens`, `epochs`, and `rows` of step, tokens, loss, held_out_loss."""
+"""`steps`, `tokens`, `batch_tokens`, `sequence_tokens`, `epochs`, `ended_by` (tokens, time or patience), `shipped_step`
+and `rows` of step, tokens, loss, held_out_loss."""
 
 
 def train(
     learners: Sequence[Learner], training: Training, workspace: Workspace, context: RunContext
 ) -> dict[str, History]:
-    """Run to the last step from the newest checkpoint; return each learner's history by name.
+    """Run to the end from the newest checkpoint; return each learner's history by name, its model ready to be shipped.
 
     Raises `Stopped` with a checkpoint written, `Diverged` with the last good one kept, or `OutOfMemory`.
     """
@@ -66,14 +74,14 @@ def train(
     except Stopped:
         loop.save_if_ahead()
         raise
-    return {learner.name: loop.history(learner.name) for learner in learners}
+    return {learner.name: loop.settle(learner) for learner in learners}
 
 
 def summary(history: History) -> dict[str, object]:
     """What an event and the model card say of a run: steps, tokens, and held-out loss before and after."""
-    held_out = [row["held_out_loss"] for row in history["rows"] if "held_out_loss" in row]
-    kept = {key: history[key] for key in ("steps", "tokens", "batch_tokens", "sequence_tokens", "epochs")}
-    return {**kept, "held_out_loss_before": held_out[0], "held_out_loss_after": held_out[-1]}
+    held_out = {row["step"]: row["held_out_loss"] for row in history["rows"] if "held_out_loss" in row}
+    kept = {key: history[key] for key in ("steps", "tokens", "batch_tokens", "sequence_tokens", "epochs", "ended_by")}
+    return {**kept, "held_out_loss_before": held_out[0], "held_out_loss_after": held_out[history["shipped_step"]]}
 
 
 class _Loop:
@@ -83,32 +91,36 @@ class _Loop:
         self._learners, self._training, self._workspace, self._context = learners, training, workspace, context
         self.done, progress = checkpoints.restore(workspace, training.stage, learners, training.digest, context)
         self._saved = self.done
-        models = [learner.model for learner in learners]
-        fitting = micro_batch_rows(models, training.schedule.sequence_tokens, context.device)
-        self._micro_rows = int(progress.get("micro_rows", min(fitting, training.schedule.batch_rows)))
-        self._rows: dict[str, list[dict[str, float]]] = progress.get("rows") or {
-            learner.name: [] for learner in learners
-        }
+        schedule = training.schedule
+        self._schedule = schedule.shortened(int(progress.get("steps", schedule.steps)))
+        fitting = micro_batch_rows([learner.model for learner in learners], schedule.sequence_tokens, context.device)
+        self._micro_rows = int(progress.get("micro_rows", min(fitting, schedule.batch_rows)))
+        self._log = Logbook([learner.name for learner in learners], progress)
         self._seconds: deque[float] = deque(maxlen=_SPEED_STEPS)
-        self._started, self._first = time.monotonic(), self.done
+        self._started = time.monotonic() - progress.get("elapsed_s", 0.0)
 
     def run(self) -> None:
-        schedule = self._training.schedule
         while True:
-            self._evaluate_when_due()
-            if self.done == schedule.steps:
+            self._look_when_due()
+            if self.done == self._schedule.steps or self._is_out_of_patience():
                 return
             start = time.monotonic()
             losses = self._step()
             self._seconds.append(time.monotonic() - start)
-            self._record(losses)
+            self._log.add_step(self._schedule, self.done, losses)
+            if (name := self._log.diverged) is not None:
+                loss = losses[[learner.name for learner in self._learners].index(name)]
+                why = f"loss is {loss:.2f}, far above the {self._log.lowest(name):.2f} that it had been down to,"
+                raise self._diverged(name, why, self.done)
+            self._fit_to_time()
             self._report(losses)
-            if self.done % self._training.checkpoint_steps == 0 and self.done < schedule.steps:
+            due = self.done % self._training.checkpoint_steps == 0 and self.done < self._schedule.steps
+            if due and self._log.is_sound:
                 self.save_if_ahead()
 
     def _step(self) -> list[float]:
         """One update of every learner; returns their losses."""
-        schedule, step = self._training.schedule, self.done
+        schedule, step = self._schedule, self.done
         while True:
             # Dropout must not depend on where the run was interrupted.
             torch.manual_seed(schedule.seed * 1_000_003 + step)
@@ -123,7 +135,8 @@ class _Loop:
         for learner, loss in zip(self._learners, losses, strict=True):
             norm = learner.update(rate) if math.isfinite(loss) else math.nan
             if not math.isfinite(norm):
-                raise self._diverged(learner.name, loss, rate)
+                why = f"loss is {loss}" if not math.isfinite(loss) else "gradient is not a number"
+                raise self._diverged(learner.name, why, step + 1)
         self.done += 1
         return losses
 
@@ -136,14 +149,14 @@ class _Loop:
                 self._forget()
                 raise Stopped
             batch = self._training.text.batch(rows[start : start + self._micro_rows], self._context.device)
-            score = self._training.objective(batch, 1 / max(1, counted))
+            lesson = self._training.objective(batch, 1 / max(1, counted))
             for index, learner in enumerate(self._learners):
-                losses[index] += learner.accumulate(batch, score)
+                losses[index] += learner.accumulate(batch, lesson)
         return losses
 
     def _halve_micro_batch(self, error: Exception) -> None:
         self._forget()
-        length = self._training.schedule.sequence_tokens
+        length = self._schedule.sequence_tokens
         if self._micro_rows == 1:
             raise OutOfMemory(
                 f"{self._training.stage}: one sequence of {length} tokens does not fit into the memory of "
@@ -155,13 +168,12 @@ class _Loop:
         message = f"out of memory; going on with {self._micro_rows} sequences at a time"
         self._context.report(EventType.WARNING, message, level="warning", stage=self._training.stage)
 
-    def _diverged(self, name: str, loss: float, rate: float) -> Diverged:
-        stage = self._training.stage
+    def _diverged(self, name: str, why: str, step: int) -> Diverged:
+        stage, rate = self._training.stage, self._schedule.rate_at(step - 1)
         kept = f"the checkpoint of step {self._saved} is kept" if self._saved else "there is no checkpoint yet"
-        what = f"loss is {loss}" if not math.isfinite(loss) else "gradient is not a number"
         return Diverged(
-            f"{stage}: the {what} for {name!r} at step {self.done + 1} with a learning rate of {rate:.3g}; {kept}. "
-            f"Lower {stage}.learning_rate (it peaks at {self._training.schedule.peak_rate:.3g}) or clean the data",
+            f"{stage}: the {why} for {name!r} at step {step} with a learning rate of {rate:.3g}; {kept}. "
+            f"Lower {stage}.learning_rate (it peaks at {self._schedule.peak_rate:.3g}) or clean the data",
             pointer=f"/{stage}/learning_rate",
         )
 
@@ -169,62 +181,76 @@ class _Loop:
         for learner in self._learners:
             learner.forget()
 
-    def _evaluate_when_due(self) -> None:
+    def _look_when_due(self) -> None:
         """The held-out loss of every learner at step 0, at every `evaluate_steps` and at the end."""
-        due = self.done % self._training.evaluate_steps == 0 or self.done == self._training.schedule.steps
-        if not due or self._last("held_out_loss", "step") == self.done:
+        due = self.done % self._training.evaluate_steps == 0 or self.done == self._schedule.steps
+        if not due or self._log.last("held_out_loss", "step") == self.done:
             return
-        tokens = self.done * self._training.schedule.batch_tokens
         found = []
         for learner in self._learners:
-            learner.model.eval()
-            found.append(compare(learner.model, None, self._training.held_out, self._context).held_out_loss)
-            learner.model.train()
-        for learner, loss in zip(self._learners, found, strict=True):
-            self._rows[learner.name].append({"step": self.done, "tokens": tokens, "held_out_loss": loss})
+            with learner.as_shipped():
+                found.append(compare(learner.model, None, self._training.held_out, self._context).held_out_loss)
+        self._log.add_look(self._schedule, self.done, found)
+        for learner in self._learners:
+            if self._log.best_look(learner.name) == self.done:
+                learner.remember()
 
-    def _record(self, losses: Sequence[float]) -> None:
-        schedule = self._training.schedule
-        if self.done % max(1, schedule.steps // _HISTORY_ROWS) and self.done != schedule.steps:
+    def _is_out_of_patience(self) -> bool:
+        patience = self._training.patience_looks
+        return patience is not None and self._log.looks_without_gain() >= patience
+
+    def _fit_to_time(self) -> None:
+        """Take as many steps as the budget of time admits: once they are timed, and at a look when they got slower.
+
+        The number stands in the checkpoints, so a resumed run takes as many as the interrupted one would have.
+        """
+        budget_s, done, steps = self._training.time_budget_s, self.done, self._schedule.steps
+        if budget_s is None or (done != _TIMED_STEPS and done % self._training.evaluate_steps):
             return
-        tokens, rate = self.done * schedule.batch_tokens, schedule.rate_at(self.done - 1)
-        for learner, loss in zip(self._learners, losses, strict=True):
-            row = {"step": self.done, "tokens": tokens, "loss": loss, "learning_rate": rate}
-            self._rows[learner.name].append(row)
+        elapsed_s = time.monotonic() - self._started
+        step_s = elapsed_s / done
+        if elapsed_s + (steps - done) * step_s <= budget_s * (1 if done == _TIMED_STEPS else _OVERRUN):
+            return
+        fitting = min(steps, done + max(0, int((budget_s - elapsed_s) / step_s)))
+        message = f"{self._training.stage}: {fitting:,} steps instead of {steps:,} fit into {budget_s:,.0f} seconds"
+        self._context.report(EventType.LOG, message, stage=self._training.stage, steps=fitting)
+        self._schedule = self._training.schedule.shortened(fitting)
 
     def _report(self, losses: Sequence[float]) -> None:
-        schedule = self._training.schedule
-        elapsed = time.monotonic() - self._started
+        schedule, step_s = self._schedule, sum(self._seconds) / len(self._seconds)
         self._context.progress(
             Progress(
                 stage=self._training.stage, step=self.done, steps=schedule.steps, loss=sum(losses) / len(losses),
-                held_out_loss=self._last("held_out_loss", "held_out_loss"),
-                tokens_per_s=schedule.batch_tokens * len(self._seconds) / max(1e-9, sum(self._seconds)),
-                left_s=elapsed / (self.done - self._first) * (schedule.steps - self.done),
+                held_out_loss=self._log.last("held_out_loss", "held_out_loss"),
+                tokens_per_s=schedule.batch_tokens / max(1e-9, step_s),
+                memory_bytes=peak_bytes(self._context.device), left_s=step_s * (schedule.steps - self.done),
             )
         )  # fmt: skip
-
-    def _last(self, holding: str, key: str) -> float | None:
-        """`key` of the newest history rows that hold a value, averaged over the learners."""
-        values = [next((r[key] for r in reversed(rows) if holding in r), None) for rows in self._rows.values()]
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if known else None
 
     def save_if_ahead(self) -> None:
         """Write a checkpoint unless the newest one is of this very step."""
         if self.done == self._saved:
             return
-        progress = {"rows": self._rows, "micro_rows": self._micro_rows}
+        progress = self._log.saved() | {
+            "micro_rows": self._micro_rows, "steps": self._schedule.steps,
+            "elapsed_s": time.monotonic() - self._started,
+        }  # fmt: skip
         training = self._training
         checkpoints.save(
             self._workspace, training.stage, self.done, self._learners, training.digest, progress, self._context
         )
         self._saved = self.done
 
-    def history(self, name: str) -> History:
-        schedule = self._training.schedule
+    def settle(self, learner: Learner) -> History:
+        """Give the learner the weights that are shipped, and tell its history."""
+        schedule, training = self._schedule, self._training
+        learner.settle()
+        ended_by = "tokens" if schedule.steps == training.schedule.steps else "time"
         return {
-            "steps": schedule.steps, "tokens": schedule.steps * schedule.batch_tokens,
+            "steps": self.done, "tokens": self.done * schedule.batch_tokens,
             "batch_tokens": schedule.batch_tokens, "sequence_tokens": schedule.sequence_tokens,
-            "epochs": schedule.epochs, "rows": self._rows[name],
+            "epochs": self.done * schedule.batch_rows / schedule.rows,
+            "ended_by": "patience" if self.done < schedule.steps else ended_by,
+            "shipped_step": self.done if training.patience_looks is None else self._log.best_look(learner.name),
+            "rows": self._log.rows[learner.name],
         }  # fmt: skip

@@ -34,7 +34,7 @@ def test_correct_keeps_the_teacher_that_predicts_held_out_text_better(
 def test_correct_leaves_the_teacher_as_it_was_when_the_loss_rises(
     make_workspace: MakeWorkspace, context: RunContext, heard: Heard
 ) -> None:
-    spec, workspace = make_workspace(correct={"method": "full", "tokens": 1024, "learning_rate": 5.0})
+    spec, workspace = make_workspace(correct={"method": "full", "tokens": 256, "learning_rate": 5.0})
     correct(spec, workspace, context)
     result = workspace.result("correct")
     assert not result["kept"]
@@ -43,6 +43,17 @@ def test_correct_leaves_the_teacher_as_it_was_when_the_loss_rises(
     (said,) = [event for event in heard.of(EventType.LOG) if "held-out loss went from" in event.message]
     assert f"{result['held_out_loss_before']:.4f} to {result['held_out_loss_after']:.4f}" in said.message
     assert said.data["kept"] is False
+
+
+def test_correct_leaves_the_teacher_as_it_was_when_the_run_diverges(
+    make_workspace: MakeWorkspace, context: RunContext, heard: Heard
+) -> None:
+    spec, workspace = make_workspace(correct={"method": "full", "tokens": 1024, "learning_rate": 5.0})
+    correct(spec, workspace, context)
+    assert workspace.result("correct") == {"kept": False}
+    assert workspace.teacher == workspace.inputs.teacher
+    (said,) = heard.of(EventType.WARNING)
+    assert "Lower correct.learning_rate" in said.message
 
 
 def test_correct_goes_on_from_its_checkpoint_when_started_again(

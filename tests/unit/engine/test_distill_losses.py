@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from foundry.engine.distill.losses import Head, Scored, cross_entropy, forward_kl
+from foundry.engine.distill.divergences import Divergence, divergence_of
+from foundry.engine.distill.losses import HardLabels, Head, Scored, TopK, Whole, cross_entropy, match
 from foundry.engine.products import inner_dtype
+from foundry.spec.stages import Jsd, Loss
 
 T, V, H, G = 37, 101, 24, 40
 
@@ -25,70 +27,151 @@ def capped(logits: Tensor, cap: float | None) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def defined_kl(
-    student_TH: Tensor, head_VH: Tensor, teacher_TG: Tensor, head_VG: Tensor, temperature: float, cap: float | None
+LOSSES: dict[str, Loss] = {
+    "forward KL": "forward_kl", "reverse KL": "reverse_kl", "JSD": Jsd(), "JSD near the forward KL": Jsd(beta=0.1),
+}  # fmt: skip
+FORWARD_KL: Divergence = divergence_of("forward_kl")
+every_loss = pytest.mark.parametrize("loss", [pytest.param(loss, id=name) for name, loss in LOSSES.items()])
+
+
+def defined_divergence(log_p: Tensor, log_q: Tensor, loss: Loss) -> Tensor:
+    """By its definition, summed over tokens."""
+    p, q = log_p.exp(), log_q.exp()
+    if loss == "forward_kl":
+        return (p * (log_p - log_q)).sum()
+    if loss == "reverse_kl":
+        return (q * (log_q - log_p)).sum()
+    assert isinstance(loss, Jsd)
+    log_m = torch.logaddexp(log_p + math.log(loss.beta), log_q + math.log(1 - loss.beta))
+    return loss.beta * (p * (log_p - log_m)).sum() + (1 - loss.beta) * (q * (log_q - log_m)).sum()
+
+
+Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def defined(
+    given: Tensors, loss: Loss = "forward_kl", temperature: float = 1.0, cap: float | None = None, hard: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """sum_t T^2 KL(p || q) by its definition in float64, and its gradients by autograd."""
+    """sum_t T^2 divergence + hard x cross entropy in float64, and its gradients by autograd."""
+    student_TH, head_VH, teacher_TG, head_VG, labels_T = given
     student, head = student_TH.detach().double().requires_grad_(), head_VH.detach().double().requires_grad_()
-    log_q = torch.log_softmax(capped(student @ head.T, cap) / temperature, dim=-1)
-    log_p = torch.log_softmax(capped(teacher_TG.double() @ head_VG.double().T, cap) / temperature, dim=-1)
-    total = temperature**2 * (log_p.exp() * (log_p - log_q)).sum()
+    logits = capped(student @ head.T, cap)
+    log_q = torch.log_softmax(logits / temperature, dim=-1)
+    log_p = torch.log_softmax(capped(teacher_TG.double() @ head_VG.detach().double().T, cap) / temperature, dim=-1)
+    total = temperature**2 * defined_divergence(log_p, log_q, loss)
+    total = total + hard * torch.nn.functional.cross_entropy(logits, labels_T, reduction="sum")
     total.backward()  # type: ignore[no-untyped-call]
     assert student.grad is not None and head.grad is not None
     return total.detach(), student.grad, head.grad
 
 
-def assert_equal(found: Scored, expected: tuple[Tensor, Tensor, Tensor], error: float) -> None:
-    """Relative to the largest entry of each."""
-    assert found.head_VH is not None
-    for mine, theirs in zip(found, expected, strict=True):
+def found(
+    given: Tensors, loss: Loss = "forward_kl", cap: float | None = None, hard: float = 0.0, **more: object
+) -> Scored:
+    student_TH, head_VH, teacher_TG, head_VG, labels_T = given
+    return match(
+        student_TH, Head(head_VH, cap), Whole(teacher_TG, Head(head_VG, cap)), divergence_of(loss),
+        hard=HardLabels(labels_T, hard) if hard else None, **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def top_k(given: Tensors, k: int, temperature: float = 1.0) -> TopK:
+    _, _, teacher_TG, head_VG, _ = given
+    log_TV = torch.log_softmax(teacher_TG.double() @ head_VG.double().T / temperature, dim=-1)
+    log_TK, ids_TK = log_TV.topk(k, dim=-1)
+    rest_T = log_TV.exp().scatter(1, ids_TK, 0.0).sum(dim=1)
+    return TopK(ids_TK, log_TK.float(), rest_T.log().float())
+
+
+def assert_equal(scored: Scored, expected: tuple[Tensor, Tensor, Tensor], error: float, least: float = 0.0) -> None:
+    """Relative to the largest entry of each, or to `least` where that is larger."""
+    assert scored.head_VH is not None
+    for mine, theirs in zip(scored, expected, strict=True):
         assert mine is not None
-        assert (mine.double() - theirs).abs().max() <= error * theirs.abs().max()
+        assert (mine.double() - theirs).abs().max() <= error * theirs.abs().max().clamp_min(least)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.5, 0.7])
+@every_loss
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("cap", [None, 5.0])
-@pytest.mark.parametrize("chunk", [1, 10, T, 1000])
-def test_forward_kl_equals_its_float64_definition_in_value_and_gradients(
-    temperature: float, cap: float | None, chunk: int
+@pytest.mark.parametrize(("chunk", "hard"), [(1, 0.0), (10, 0.3), (T, 0.0), (1000, 2.0)])
+def test_match_equals_its_float64_definition_in_value_and_gradients(
+    loss: Loss, temperature: float, cap: float | None, chunk: int, hard: float
 ) -> None:
-    student_TH, head_VH, teacher_TG, head_VG, _ = tensors()
-    found = forward_kl(
-        student_TH, Head(head_VH, cap), teacher_TG, Head(head_VG, cap), temperature=temperature, chunk=chunk
+    given = tensors()
+    scored = found(given, loss, cap, hard, temperature=temperature, chunk=chunk)
+    assert_equal(scored, defined(given, loss, temperature, cap, hard), error=4e-6)
+
+
+@every_loss
+def test_match_stays_exact_when_logits_are_large(loss: Loss) -> None:
+    given = tensors(scale=30.0)
+    # Logits of some hundred nats have float32 steps of 3e-5, which is then the error of a probability. The JSD of
+    # distributions that share nothing is flat: its gradients are 0 but for that.
+    assert_equal(found(given, loss), defined(given, loss), error=5e-5, least=1.0)
+
+
+@every_loss
+def test_match_is_zero_when_student_and_teacher_agree(loss: Loss) -> None:
+    student_TH, head_VH, _, _, labels_T = tensors()
+    scored = found((student_TH, head_VH, student_TH, head_VH.detach(), labels_T), loss)
+    assert abs(float(scored.total)) < 1e-4 * T
+    assert scored.hidden_TH.abs().max() < 1e-5
+
+
+def test_jsd_goes_to_both_kls_at_the_ends_of_beta() -> None:
+    given = tensors(scale=0.2)
+    for beta, end in ((1e-4, "forward_kl"), (1 - 1e-4, "reverse_kl")):
+        share = min(beta, 1 - beta)
+        scored = found(given, Jsd(beta=beta), scale=1 / share)
+        assert float(scored.total) == pytest.approx(float(found(given, end).total), rel=0.01)  # type: ignore[arg-type]
+
+
+@every_loss
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_top_k_of_all_tokens_equals_the_whole_distribution(loss: Loss, temperature: float) -> None:
+    given = tensors()
+    student_TH, head_VH, *_ = given
+    scored = match(
+        student_TH, Head(head_VH), top_k(given, V, temperature), divergence_of(loss), temperature=temperature, chunk=10
     )
-    assert_equal(found, defined_kl(student_TH, head_VH, teacher_TG, head_VG, temperature, cap), error=2e-6)
+    assert_equal(scored, defined(given, loss, temperature), error=4e-6)
 
 
-def test_forward_kl_stays_exact_when_logits_are_large() -> None:
-    student_TH, head_VH, teacher_TG, head_VG, _ = tensors(scale=30.0)
-    found = forward_kl(student_TH, Head(head_VH), teacher_TG, Head(head_VG))
-    # Logits of some hundred nats have float32 steps of 3e-5, which is then the error of a probability.
-    assert_equal(found, defined_kl(student_TH, head_VH, teacher_TG, head_VG, 1.0, None), error=5e-5)
+@every_loss
+@pytest.mark.parametrize("k", [1, 5, 60])
+def test_top_k_equals_the_definition_over_its_tokens_and_the_rest(loss: Loss, k: int) -> None:
+    given = tensors()
+    student_TH, head_VH, *_ = given
+    signal = top_k(given, k)
+    student, head = student_TH.double().requires_grad_(), head_VH.detach().double().requires_grad_()
+    log_TV = torch.log_softmax(student @ head.T, dim=-1)
+    rest_T = log_TV.exp().scatter(1, signal.ids_TK, 0.0).sum(dim=1)
+    log_q = torch.cat([log_TV.gather(1, signal.ids_TK), rest_T.log()[:, None]], dim=1)
+    log_p = torch.cat([signal.log_TK, signal.log_rest_T[:, None]], dim=1).double()
+    total = defined_divergence(torch.log_softmax(log_p, dim=-1), log_q, loss)
+    total.backward()  # type: ignore[no-untyped-call]
+    assert student.grad is not None and head.grad is not None
+    scored = match(student_TH, Head(head_VH), signal, divergence_of(loss), chunk=10)
+    # A log of a nearly empty rest is long, and the reverse KL multiplies its rounding by the student's probability.
+    assert_equal(scored, (total.detach(), student.grad, head.grad), error=1e-4)
 
 
-def test_forward_kl_is_zero_when_student_and_teacher_agree() -> None:
-    student_TH, head_VH, *_ = tensors()
-    found = forward_kl(student_TH, Head(head_VH), student_TH, Head(head_VH.detach()))
-    assert abs(float(found.total)) < 1e-4 * T
-    assert found.hidden_TH.abs().max() < 1e-6
-
-
-def test_forward_kl_never_rounds_logits_when_products_run_in_bfloat16() -> None:
-    student_TH, head_VH, teacher_TG, head_VG, _ = tensors()
-    exact = [t.detach() for t in (student_TH, head_VH, teacher_TG, head_VG)]
-    rounded = [t.bfloat16().float() for t in exact]
+def test_match_never_rounds_logits_when_products_run_in_bfloat16() -> None:
+    given = tensors()
+    exact: Tensors = tuple(t.detach() for t in given)  # type: ignore[assignment]
+    rounded: Tensors = tuple(t.bfloat16().float() if t.is_floating_point() else t for t in exact)  # type: ignore[assignment]
     with inner_dtype(torch.bfloat16, torch.device("cpu")):
-        found = forward_kl(student_TH, Head(head_VH), teacher_TG, Head(head_VG), dtype=torch.bfloat16)
+        scored = found(given, dtype=torch.bfloat16)
     # A CPU without bfloat16 instructions does not round at all.
     total, gradient_TH, gradient_VH = min(
-        (defined_kl(*operands, 1.0, None) for operands in (rounded, exact)),
-        key=lambda defined: abs(float(defined[0] - found.total)),
+        (defined(operands) for operands in (rounded, exact)), key=lambda one: abs(float(one[0] - scored.total))
     )
-    assert float(found.total) == pytest.approx(float(total), rel=2e-6)
+    assert float(scored.total) == pytest.approx(float(total), rel=2e-6)
     # The gradient of the logits is an operand of the next product, so it is rounded, once, to 8 bits.
-    assert found.head_VH is not None
-    assert (found.hidden_TH - gradient_TH).abs().max() <= 4e-3 * gradient_TH.abs().max()
-    assert (found.head_VH - gradient_VH).abs().max() <= 4e-3 * gradient_VH.abs().max()
+    assert scored.head_VH is not None
+    assert (scored.hidden_TH - gradient_TH).abs().max() <= 4e-3 * gradient_TH.abs().max()
+    assert (scored.head_VH - gradient_VH).abs().max() <= 4e-3 * gradient_VH.abs().max()
 
 
 def test_inner_dtype_gives_back_what_it_found() -> None:
@@ -108,15 +191,15 @@ def test_cross_entropy_equals_its_float64_definition_in_value_and_gradients(cap:
     total = torch.nn.functional.cross_entropy(capped(hidden @ head.T, cap), labels_T, reduction="sum")
     total.backward()  # type: ignore[no-untyped-call]
     assert hidden.grad is not None and head.grad is not None
-    found = cross_entropy(student_TH, Head(head_VH, cap), labels_T, chunk=chunk)
-    assert_equal(found, (total.detach(), hidden.grad, head.grad), error=2e-6)
+    scored = cross_entropy(student_TH, Head(head_VH, cap), labels_T, chunk=chunk)
+    assert_equal(scored, (total.detach(), hidden.grad, head.grad), error=2e-6)
 
 
 def test_losses_scale_values_and_gradients_alike() -> None:
-    student_TH, head_VH, teacher_TG, head_VG, labels_T = tensors()
+    given = tensors()
+    student_TH, head_VH, _, _, labels_T = given
     for once, half in (
-        (forward_kl(student_TH, Head(head_VH), teacher_TG, Head(head_VG)),
-         forward_kl(student_TH, Head(head_VH), teacher_TG, Head(head_VG), scale=0.5)),
+        (found(given, hard=0.5), found(given, hard=0.5, scale=0.5)),
         (cross_entropy(student_TH, Head(head_VH), labels_T),
          cross_entropy(student_TH, Head(head_VH), labels_T, scale=0.5)),
     ):  # fmt: skip
@@ -128,12 +211,13 @@ def test_losses_scale_values_and_gradients_alike() -> None:
 def test_losses_make_no_head_gradient_when_the_head_is_frozen() -> None:
     student_TH, head_VH, teacher_TG, head_VG, labels_T = tensors()
     frozen = Head(head_VH.detach())
-    assert forward_kl(student_TH, frozen, teacher_TG, Head(head_VG)).head_VH is None
+    assert match(student_TH, frozen, Whole(teacher_TG, Head(head_VG)), FORWARD_KL).head_VH is None
     assert cross_entropy(student_TH, frozen, labels_T).head_VH is None
 
 
 def test_losses_of_no_tokens_are_zero() -> None:
     student_TH, head_VH, teacher_TG, head_VG, labels_T = tensors()
     none = slice(0, 0)
+    whole = Whole(teacher_TG[none], Head(head_VG))
     assert float(cross_entropy(student_TH[none], Head(head_VH), labels_T[none]).total) == 0
-    assert math.isclose(float(forward_kl(student_TH[none], Head(head_VH), teacher_TG[none], Head(head_VG)).total), 0)
+    assert float(match(student_TH[none], Head(head_VH), whole, FORWARD_KL).total) == 0

@@ -1,11 +1,14 @@
 """Steps, rates and batches as pure functions of the step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from foundry.engine.corpus import Packed
 from foundry.engine.distill.schedule import Schedule, make_schedule, sequence_length
 from foundry.errors import InvalidSpec
+from foundry.spec.stages import Wsd
 
 
 def packed(rows: int, length: int = 16) -> Packed:
@@ -40,6 +43,20 @@ def test_rate_rises_to_the_peak_then_falls_to_zero() -> None:
     assert max(rates) == rates[10] == 1.0
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 < rates[-1] < 0.001
+
+
+def test_wsd_holds_the_peak_and_falls_to_zero_in_the_last_part() -> None:
+    made = replace(schedule(tokens=48 * 100), decay=Wsd(decay_ratio=0.2))
+    rates = [made.rate_at(step) for step in range(made.steps)]
+    assert rates[10:81] == [1.0] * 71
+    assert rates[80:] == sorted(rates[80:], reverse=True) and rates[85] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 0.03
+
+
+def test_shortened_schedule_keeps_the_shares_of_warm_up_and_decay() -> None:
+    made = schedule(tokens=48 * 100).shortened(50)
+    assert (made.steps, made.warmup_steps) == (50, 5)
+    assert schedule(tokens=48 * 100).shortened(100) == schedule(tokens=48 * 100)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import Batch, Packed, pack
-from foundry.engine.distill import memory, trainer
-from foundry.engine.distill.learner import Learner, Score
+from foundry.engine.distill import logbook, memory
+from foundry.engine.distill.learner import Learner, Lesson
 from foundry.engine.distill.losses import Head, Scored
 from foundry.engine.distill.memory import checkpoint_activations, micro_batch_rows
-from foundry.engine.distill.objectives import match_teacher, predict_text
+from foundry.engine.distill.objectives import Goal, match_teacher, predict_text
 from foundry.engine.distill.schedule import make_schedule
 from foundry.engine.distill.trainer import History, Objective, Training, train
 from foundry.engine.workspace import Workspace
@@ -54,7 +54,7 @@ def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 @pytest.fixture
 def teacher_objective(context: RunContext) -> Objective:
-    return match_teacher(tiny.new_model(seed=1), 1.0, context)
+    return match_teacher(tiny.new_model(seed=1), Goal(), context)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_gradients_are_the_same_when_activations_are_checkpointed(
 
 def test_learner_decays_projections_but_not_norms_and_embeddings(context: RunContext) -> None:
     (learner,) = new_learners(context, 32)
-    decayed, kept = learner._optimizer.param_groups
+    decayed, kept = learner._update.groups
     assert decayed["weight_decay"] > 0 and kept["weight_decay"] == 0
     norms = [p for name, p in learner.model.named_parameters() if "norm" in name]
     embeddings = [learner.model.get_input_embeddings().weight, learner.model.get_output_embeddings().weight]
@@ -233,7 +233,7 @@ def test_micro_batch_is_one_row_with_checkpointed_activations_when_memory_is_sma
 def test_train_says_diverged_and_keeps_the_last_good_checkpoint_when_the_loss_is_not_a_number(
     context: RunContext, heard: Heard, workspace: Workspace, teacher_objective: Objective
 ) -> None:
-    def objective(batch: Batch, scale: float) -> Score:
+    def objective(batch: Batch, scale: float) -> Lesson:
         step = len(heard.of(EventType.PROGRESS))
         return teacher_objective(batch, scale if step < 8 else float("nan"))
 
@@ -250,7 +250,7 @@ def test_train_says_diverged_and_keeps_the_last_good_checkpoint_when_the_loss_is
 def test_train_halves_the_micro_batch_and_learns_the_same_when_memory_runs_out(
     context: RunContext, heard: Heard, tmp_path: Path, teacher_objective: Objective
 ) -> None:
-    def refuse_large(batch: Batch, scale: float) -> Score:
+    def refuse_large(batch: Batch, scale: float) -> Lesson:
         if len(batch.ids_BS) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return teacher_objective(batch, scale)
@@ -267,7 +267,7 @@ def test_train_halves_the_micro_batch_and_learns_the_same_when_memory_runs_out(
 def test_train_gives_up_with_a_way_out_when_not_even_one_sequence_fits(
     context: RunContext, workspace: Workspace
 ) -> None:
-    def refuse(batch: Batch, scale: float) -> Score:
+    def refuse(batch: Batch, scale: float) -> Lesson:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
 
     with pytest.raises(OutOfMemory, match="choose shorter sequences"):
@@ -275,7 +275,7 @@ def test_train_gives_up_with_a_way_out_when_not_even_one_sequence_fits(
 
 
 def test_train_passes_other_errors_on(context: RunContext, workspace: Workspace) -> None:
-    def broken(batch: Batch, scale: float) -> Score:
+    def broken(batch: Batch, scale: float) -> Lesson:
         raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
@@ -306,7 +306,7 @@ def test_train_counts_every_token_of_the_batch_once_when_rows_have_few_targets(c
 def test_train_keeps_a_limited_number_of_history_rows(
     context: RunContext, workspace: Workspace, teacher_objective: Objective, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "_HISTORY_ROWS", 4)
+    monkeypatch.setattr(logbook, "_HISTORY_ROWS", 4)
     history: History = train(new_learners(context, 32), new_training(teacher_objective), workspace, context)["ffn-32"]
     assert [row["step"] for row in history["rows"] if "loss" in row] == [3, 6, 9, 12]
 
@@ -315,5 +315,5 @@ def test_scored_is_what_an_objective_returns(context: RunContext, teacher_object
     text, _ = texts()
     batch = text.batch([0])
     hidden_TH = torch.zeros(int(batch.targets_BS.sum()), 32)
-    scored = teacher_objective(batch, 1.0)(hidden_TH, Head(torch.zeros(320, 32)))
+    scored = teacher_objective(batch, 1.0).score(hidden_TH, Head(torch.zeros(320, 32)))
     assert isinstance(scored, Scored) and float(scored.total) > 0

@@ -13,6 +13,13 @@ from foundry.spec.target import budget_of, device_profiles
 GOOD: dict[str, Any] = {"teacher": "./t", "data": "./d.jsonl", "targets": ["smartphone"]}
 
 
+def test_spec_takes_the_bare_name_of_a_kind_for_its_defaults() -> None:
+    words = {"loss": "jsd", "signal": "top_k", "decay": "wsd"}
+    short = parse(JobSpec, {**GOOD, "distill": words})
+    long = parse(JobSpec, {**GOOD, "distill": {field: {"kind": kind} for field, kind in words.items()}})
+    assert short == long == parse(JobSpec, short.model_dump(mode="json"))
+
+
 def test_spec_reads_the_numbers_people_write_when_yaml() -> None:
     """YAML 1.1 reads 20e6 and 1e-3 as text, because they have no point."""
     spec = parse(JobSpec, {**GOOD, "distill": yaml.safe_load("{tokens: 20e6, learning_rate: 1e-3}")})
@@ -40,6 +47,8 @@ def test_spec_survives_json_when_round_tripped() -> None:
         ({"distill": {"tokens": 10**30}}, "/distill/tokens", "less than"),
         ({"distill": {"learning_rate": "1e999"}}, "/distill/learning_rate", "finite"),
         ({"distill": {"learning_rate": -1e-3}}, "/distill/learning_rate", "greater than 0"),
+        ({"distill": {"loss": "kl"}}, "/distill/loss", "should be one of forward_kl, reverse_kl, jsd (got 'kl')"),
+        ({"distill": {"loss": {"kind": "jsd", "beta": 1}}}, "/distill/loss/beta", "less than 1"),
         ({"distill": {"temperature": 1e999}}, "/distill/temperature", "finite"),
         ({"seed": -1}, "/seed", "got -1"),
         ({"teacher": ""}, "/teacher", "at least 1 character"),

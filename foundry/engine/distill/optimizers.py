@@ -1,0 +1,77 @@
+"""AdamW, or Muon with AdamW beside it, and their state as plain tensors."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from foundry.spec.stages import OptimizerName
+
+_BETAS = (0.9, 0.95)
+_MOMENTUM = 0.95
+_WEIGHT_DECAY = 0.1
+_STATE: dict[type[Optimizer], tuple[str, ...]] = {AdamW: ("exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
+"""What each keeps for a parameter, of the parameter's shape."""
+
+
+class Update:
+    """Updates named parameters. Matrices of layers decay; embeddings, the output matrix, norms and biases do not.
+
+    Muon (2502.16982) orthogonalises the momentum of the layers' matrices and gets AdamW's rate, scaled by 0.2 times the
+    root of the longer side so that an update is as large as AdamW's. Experts of a layer in one tensor stay with AdamW.
+    """
+
+    def __init__(self, named: Mapping[str, nn.Parameter], embeddings: set[int], kind: OptimizerName) -> None:
+        self._named = named
+        matrices = [p for p in named.values() if p.ndim >= 2 and id(p) not in embeddings]
+        orthogonal = {id(p) for p in matrices if p.ndim == 2} if kind == "muon" else set()
+        decayed = [p for p in matrices if id(p) not in orthogonal]
+        matrix_ids = {id(p) for p in matrices}
+        others = [p for p in named.values() if id(p) not in matrix_ids]
+        groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+        if given := [group for group in groups if group["params"]]:
+            self._optimizers: list[Optimizer] = [AdamW(given, betas=_BETAS, fused=True)]
+        else:
+            self._optimizers = []
+        if orthogonal:
+            chosen = [p for p in matrices if id(p) in orthogonal]
+            self._optimizers.append(
+                Muon(chosen, weight_decay=_WEIGHT_DECAY, momentum=_MOMENTUM, adjust_lr_fn="match_rms_adamw")
+            )
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """PyTorch's parameter groups, AdamW's first."""
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
+
+    def step(self, rate: float) -> None:
+        """One update from the gradients as they are, which are dropped."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def begin(self, step: int) -> None:
+        """Make room for the state as it is after `step` updates; the caller fills it in."""
+        for optimizer in self._optimizers:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                state = {key: torch.zeros_like(parameter) for key in _STATE[type(optimizer)]}
+                if isinstance(optimizer, AdamW):
+                    state["step"] = torch.tensor(float(step), dtype=torch.float32, device=parameter.device)
+                optimizer.state[parameter] = state
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The state by name."""
+        names = {id(parameter): name for name, parameter in self._named.items()}
+        for optimizer in self._optimizers:
+            for parameter, state in optimizer.state.items():
+                for key in _STATE[type(optimizer)]:
+                    yield f"{key}.{names[id(parameter)]}", state[key]
