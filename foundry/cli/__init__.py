@@ -1,4 +1,5 @@
-"""`foundry up | submit | watch | jobs | cancel | download | targets | plan | run`.
+"""`foundry up | submit | watch | jobs | cancel | download | targets | plan | run |
+evaluate | report`.
 
 Commands import what they need when they run, so that `foundry --help` is quick and needs no extra installed.
 """
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 for command in (
     service.up, jobs.submit, jobs.watch, jobs.jobs, jobs.cancel, jobs.download, local.targets, local.plan, local.run,
+    local.evaluate, local.report,
 ):  # fmt: skip
     app.command()(command)
 

@@ -285,8 +285,7 @@ def _fill(rows: Sequence[Sequence[Encoded]], sequence_tokens: int, tokenizer: Pr
             documents_NS[row, start:end] = piece.document
             document_bytes[piece.document] += int(piece.bytes_T[1:][piece.counted_T[1:]].sum())
             start = end
-    arrays = (ids_NS, positions_NS, targets_NS)
     return Packed(
-        *(torch.from_numpy(array) for array in arrays), bytes=document_bytes.total(),
-        documents_NS=torch.from_numpy(documents_NS), document_bytes=document_bytes,
+        torch.from_numpy(ids_NS), torch.from_numpy(positions_NS), torch.from_numpy(targets_NS),
+        bytes=document_bytes.total(), documents_NS=torch.from_numpy(documents_NS), document_bytes=document_bytes,
     )  # fmt: skip

@@ -3,6 +3,8 @@
 from datetime import datetime
 from typing import Any, Literal
 
+from pydantic import Field
+
 from foundry.spec.family import Shape
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import StageName
@@ -67,7 +69,7 @@ class TargetReport(Record):
     kept: Kept | None = None
     curves: tuple[Curve, ...] = ()
     metrics: tuple[Metrics, ...] = ()
-    failed_formats: dict[str, str] = {}
+    failed_formats: dict[str, str] = Field(default_factory=dict)
     files: tuple[Artifact, ...] = ()
     samples: tuple[Sample, ...] = ()
 

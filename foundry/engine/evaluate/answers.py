@@ -36,9 +36,7 @@ class Prompt:
     reference: str
 
 
-def answerable(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, context_tokens: int
-) -> list[Prompt]:
+def answerable(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, context_tokens: int) -> list[Prompt]:
     """Prompts with a completion that is short enough to be the one right answer and fits the context."""
     found: list[Prompt] = []
     for document in documents:
@@ -49,15 +47,11 @@ def answerable(
         ids_S = _ids(tokenizer, document.prompt, special=True)
         answer = _ids(tokenizer, document.completion, special=False)
         if len(answer) <= ANSWER_TOKENS and len(ids_S) + ANSWER_TOKENS <= context_tokens:
-            found.append(
-                Prompt(key=document.key, text=document.prompt, ids_S=ids_S, reference=document.completion)
-            )
+            found.append(Prompt(key=document.key, text=document.prompt, ids_S=ids_S, reference=document.completion))
     return found
 
 
-def prompts_of(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, context_tokens: int
-) -> list[Prompt]:
+def prompts_of(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, context_tokens: int) -> list[Prompt]:
     """A few documents to look at: the question of a pair or a chat, the first part of a text."""
     found = [_prompt(document, tokenizer) for document in documents[: 8 * MOST_SAMPLES]]
     fitting = [p for p in found if p and p.reference.strip() and len(p.ids_S) < context_tokens]
@@ -143,7 +137,7 @@ def exact_match(answer: str, reference: str) -> float:
 
 
 def f1(answer: str, reference: str) -> float:
-    """Harmonic mean of precision and recall over words, each counted as often as it stands there (SQuAD, 1606.05250)."""
+    """Harmonic mean of precision and recall over words, as often as each stands there (SQuAD, 1606.05250)."""
     mine, theirs = _normal(answer).split(), _normal(reference).split()
     if not mine or not theirs:
         return float(mine == theirs)

@@ -44,9 +44,7 @@ class Examiner:
         """Examine any other model."""
         return self._examine(name, folder, model, self._reference)
 
-    def _examine(
-        self, name: str, folder: Path, model: PreTrainedModel, reference: PreTrainedModel | None
-    ) -> Examined:
+    def _examine(self, name: str, folder: Path, model: PreTrainedModel, reference: PreTrainedModel | None) -> Examined:
         text, context = self._text, self._context
         length = text.packed.sequence_tokens
         found = compare(model, reference, text.packed, context)

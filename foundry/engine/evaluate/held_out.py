@@ -69,7 +69,7 @@ def _warn(leaks: Sequence[Leak], clean: int, context: RunContext) -> None:
     )
     context.report(
         EventType.WARNING,
-        f"{len(leaks)} of {len(leaks) + clean} held-out documents also stand in the training text ({some}); {done}. Give "
-        'the copies one "id", or remove them',
+        f"{len(leaks)} of {len(leaks) + clean} held-out documents also stand in the training text ({some}); {done}. "
+        'Give the copies one "id", or remove them',
         level="warning", stage="evaluate", leaked=[leak.key for leak in leaks], clean=clean,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Where in the teacher the work is done: the Minitron statistic of every axis and layer, for people to look at.
 
-It is measured again on held-out text instead of kept from the prune stage, so that it also exists for a teacher that was
-not cut, and no plan depends on it. B: sequences, S: positions, C: channels.
+It is measured again on held-out text instead of kept from the prune stage, so that it also exists for a teacher that
+was not cut, and no plan depends on it. B: sequences, S: positions, C: channels.
 """
 
 from collections.abc import Iterator

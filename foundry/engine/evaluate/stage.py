@@ -46,9 +46,7 @@ def evaluate(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     )
 
 
-def _write(
-    workspace: Workspace, target: str, models: dict[str, Examined], text: HeldOut, context: RunContext
-) -> None:
+def _write(workspace: Workspace, target: str, models: dict[str, Examined], text: HeldOut, context: RunContext) -> None:
     """samples.json, and metrics.json last: where it stands the target is done."""
     folder = workspace.stage("evaluate", target)
     samples = [

@@ -1,7 +1,7 @@
 """One chart as SVG: a frame with two axes, and marks in it.
 
-Colours are CSS variables of the page, so that one drawing is right in light, in dark and on paper. Sizes are units of the
-view box, which is as wide as a telephone: a chart is scaled up on a desk, never down on a phone.
+Colours are CSS variables of the page, so that one drawing is right in light, in dark and on paper. Sizes are units of
+the view box, which is as wide as a telephone: a chart is scaled up on a desk, never down on a phone.
 """
 
 import math
@@ -62,9 +62,13 @@ class Chart:
         x, y = self.at(*point)
         tip = f"<title>{escape(says)}</title>"
         if shape == "square":
-            body = f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" style="fill:var(--{colour})">{tip}</rect>'
+            body = (
+                f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" style="fill:var(--{colour})">{tip}</rect>'
+            )
         elif shape == "hollow":
-            body = f'<circle class="hollow" cx="{x:.1f}" cy="{y:.1f}" r="4" style="stroke:var(--{colour})">{tip}</circle>'
+            body = (
+                f'<circle class="hollow" cx="{x:.1f}" cy="{y:.1f}" r="4" style="stroke:var(--{colour})">{tip}</circle>'
+            )
         else:
             body = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" style="fill:var(--{colour})">{tip}</circle>'
         self._marks.append(body)
@@ -80,9 +84,7 @@ class Chart:
     def upright(self, x: float) -> None:
         """A dashed line from top to bottom."""
         (place, y0), (_, y1) = self.at(x, self.y[0]), self.at(x, self.y[1])
-        self._marks.append(
-            f'<line class="level" x1="{place:.1f}" x2="{place:.1f}" y1="{y0:.1f}" y2="{y1:.1f}"/>'
-        )
+        self._marks.append(f'<line class="level" x1="{place:.1f}" x2="{place:.1f}" y1="{y0:.1f}" y2="{y1:.1f}"/>')
 
     def draw(self) -> str:
         """The whole figure."""

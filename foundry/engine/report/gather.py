@@ -1,4 +1,4 @@
-"""Everything that a workspace knows of its job, as one record. What is missing is left out: a failed job has a report too."""
+"""Everything that a workspace knows of its job, as one record. A failed job has a report too, of what there is."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from foundry.engine.workspace import Workspace, read_json
 from foundry.errors import FoundryError
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import STAGES
-from foundry.spec.record import parse
+from foundry.spec.record import R, parse
 from foundry.spec.report import Curve, Importance, JobReport, Kept, Leaked, Remark, Sample, StageRun, TargetReport
 from foundry.spec.variant import Metrics, PrunePlan, VariantManifest
 
@@ -24,7 +24,7 @@ def gather(workspace: Workspace) -> JobReport:
     """Read the whole workspace. Raises what `Workspace.spec` raises when it is none."""
     spec, entries = workspace.spec, read_journal(workspace.root)
     targets = tuple(_target(workspace, name) for name in spec.target_names)
-    attempt = next((e.data for e in reversed(entries) if e.type == ATTEMPT), {})
+    attempt: dict[str, Any] = next((e.data for e in reversed(entries) if e.type == ATTEMPT), {})
     failure = _failure(entries)
     done = workspace.is_done("export")
     stages = tuple(_stages(workspace, spec, entries, failed=failure is not None))
@@ -123,12 +123,10 @@ def _remarks(entries: Sequence[Entry]) -> Iterator[Remark]:
     for entry in entries:
         if entry.level in _LOUD and entry.message not in seen:
             seen.add(entry.message)
-            yield Remark(
-                at=entry.at, level=entry.level, stage=str(entry.data.get("stage", "")), message=entry.message
-            )
+            yield Remark(at=entry.at, level=entry.level, stage=str(entry.data.get("stage", "")), message=entry.message)
 
 
-def _read(path: Path, kind: Any) -> Any:
+def _read(path: Path, kind: type[R]) -> R | None:
     """A record, or None when the file is not there or is another version's."""
     try:
         return parse(kind, read_json(path))
@@ -136,7 +134,7 @@ def _read(path: Path, kind: Any) -> Any:
         return None
 
 
-def _records(path: Path, kind: Any) -> list[Any]:
+def _records(path: Path, kind: type[R]) -> list[R]:
     rows = _json(path)
     try:
         return [parse(kind, row) for row in rows] if isinstance(rows, list) else []

@@ -1,6 +1,7 @@
 """The report's drawings, each made of the report alone."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from foundry.engine.report.axes import WIDTH, Chart, short, spread, svg
@@ -98,9 +99,9 @@ def size_against_quality(report: JobReport) -> Figure | None:
     )  # fmt: skip
     for place, x, y, candidate in tried:
         shape = candidate.shape
-        says = f"{shape.layers} layers, hidden {shape.hidden}, ffn {shape.ffn}, heads {shape.heads}: KL {y:.3f} when cut"
+        says = f"{shape.layers} layers, hidden {shape.hidden}, ffn {shape.ffn}, heads {shape.heads}: KL {y:.3f}"
         chart.dot((x, y), colour_of(place), says, shape="hollow")
-    for place, target in enumerate(report.targets):
+    for place in range(len(report.targets)):
         path = [(float(x), float(y)) for p, x, y, _ in made if p == place]
         if len(path) > 1:
             chart.line(path, colour_of(place), style="line thin")
@@ -109,13 +110,13 @@ def size_against_quality(report: JobReport) -> Figure | None:
         chart.dot((x, y), colour_of(place), says, shape="square" if row.model == "pruned" else "full")
     caption = (
         "Hollow: the shapes that were tried, as they stood right after the cut, on text set apart for the choice. "
-        "Square: the shape that was taken, on held-out text. Full: the same after training. Lower is closer to the teacher."
+        "Square: the shape that was taken, on held-out text. Full: the same after training. Lower is closer."
     )
     return Figure(chart.draw(), caption, tuple((t.target, colour_of(n)) for n, t in enumerate(report.targets)))
 
 
 def importance(report: JobReport) -> Iterator[Figure]:
-    """A heat map for each axis: one row a layer, the teacher's statistic as depth of colour, and where each cut ends."""
+    """A heat map for each axis: one row a layer, the statistic as depth of colour, and where each cut ends."""
     found = report.importance
     if found is None:
         return
@@ -174,7 +175,7 @@ def _binned(row: Sequence[float]) -> list[float]:
     """Means of at most `_BINS` neighbours."""
     bins = min(_BINS, len(row))
     edges = [round(place * len(row) / bins) for place in range(bins + 1)]
-    return [sum(row[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    return [sum(row[a:b]) / (b - a) for a, b in pairwise(edges)]
 
 
 def _row_names(rows: int, height: float) -> Iterator[str]:

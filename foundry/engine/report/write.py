@@ -29,12 +29,16 @@ def write_report(report: JobReport, folder: Path) -> list[Path]:
 
 def page(report: JobReport) -> str:
     """The HTML page."""
-    return _environment().get_template("page.html.j2").render(
-        **_view(report),
-        style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        curves=[_drawn(figure) for figure in plots.curves(report)],
-        sizes=_drawn(plots.size_against_quality(report)),
-        importance=[_drawn(figure) for figure in plots.importance(report)],
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            **_view(report),
+            style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
+            curves=[_drawn(figure) for figure in plots.curves(report)],
+            sizes=_drawn(plots.size_against_quality(report)),
+            importance=[_drawn(figure) for figure in plots.importance(report)],
+        )
     )
 
 
@@ -63,12 +67,15 @@ def _headline(place: int, target: TargetReport) -> dict[str, Any]:
     return {
         "target": target, "colour": plots.colour_of(place), "teacher": teacher, "final": final,
         "device": next((row for row in target.metrics if row.model == device), None),
-        "kept": final.parameters / teacher.parameters if _sized(final) and _sized(teacher) else None,
+        "kept": _kept(final, teacher),
     }  # fmt: skip
 
 
-def _sized(row: Metrics | None) -> bool:
-    return row is not None and bool(row.parameters)
+def _kept(final: Metrics | None, teacher: Metrics | None) -> float | None:
+    """Share of the teacher's parameters."""
+    if final is None or teacher is None or not final.parameters or not teacher.parameters:
+        return None
+    return final.parameters / teacher.parameters
 
 
 def _drawn(figure: plots.Figure | None) -> dict[str, Any] | None:
