@@ -1,6 +1,8 @@
 """`foundry evaluate`: one model in a suite of benchmarks, beside what others have published."""
 
 import logging
+import os
+import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,7 +67,13 @@ def _all_in(suite: Suite, tasks: tuple[str, ...]) -> bool:
 
 
 def _quieten() -> None:
-    """The harness and what it loads tell much that is of no use to whoever waits for a table."""
+    """The harness and what it loads tell much that is of no use to whoever waits for a table.
+
+    Bars stay where somebody can see them move.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("lm_eval", "datasets", "evaluate", "httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(lm_eval|datasets|evaluate|multiprocess)(\.|$)")
@@ -88,15 +96,15 @@ def show(result: SuiteResult) -> None:
 
 def results_table(result: SuiteResult) -> Table:
     """What was measured, task by task."""
-    rows = table("task", "metric", "shots", "examples", "version", "score, %", "± standard error", right=("score, %",))
+    rows = table("task", "metric", "version", right=("shots", "examples", "score, %", "± standard error"))
     rows.title = f"{result.model}, {result.harness}"
     for task in result.tasks:
         if task.value is None:
-            rows.add_row(task.title, "", str(task.shots or 0), "", "", Text(task.status, style="yellow"), "")
+            rows.add_row(task.title, "", "", str(task.shots or 0), "", Text(task.status, style="yellow"), "")
             continue
         error = f"{100 * task.standard_error:.2f}" if task.standard_error is not None else ""
         of = f"{task.examples:,} of {task.examples_of:,}" if task.examples != task.examples_of else f"{task.examples:,}"
-        rows.add_row(task.title, task.metric, str(task.shots), of, task.version, f"{100 * task.value:.2f}", error)
+        rows.add_row(task.title, task.metric, task.version, str(task.shots), of, f"{100 * task.value:.2f}", error)
     return rows
 
 
@@ -106,7 +114,7 @@ def published_table(result: SuiteResult) -> Table | None:
     if table_of is None:
         return None
     titles = [task.title for task in result.tasks]
-    rows = table("model", *titles, right=titles)
+    rows = table("model", right=titles, narrow=True)
     rows.title, rows.caption = table_of.title, table_of.source
     for row in table_of.rows:
         rows.add_row(row.model, *(f"{row.scores[t.task]:.2f}" if t.task in row.scores else "" for t in result.tasks))

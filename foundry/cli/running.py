@@ -46,11 +46,20 @@ def run_here(spec: JobSpec, folder: Path, device: str | None) -> list[tuple[Path
     with _only_run_in(folder):
         workspace = open_workspace(folder, spec, inputs)
         with RunProgress() as show, interruptible() as should_stop:
-            from foundry.engine.context import RunContext, choose_dtype  # late: torch takes seconds to import
+            from foundry.engine.context import (
+                RunContext,
+                allowed_by,
+                choose_dtype,
+            )  # late: torch takes seconds to import
 
             chosen = pick_device(device)
             context = RunContext(
-                emit=show, should_stop=should_stop, device=chosen, dtype=choose_dtype(chosen), seed=spec.seed
+                emit=show,
+                should_stop=should_stop,
+                device=chosen,
+                dtype=choose_dtype(chosen),
+                seed=spec.seed,
+                **allowed_by(os.environ),
             )
             _carry_out(spec, workspace, context)
     with (folder / "result.json").open(encoding="utf-8") as file:

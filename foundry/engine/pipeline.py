@@ -7,6 +7,7 @@ from pathlib import Path
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.correct import correct
 from foundry.engine.distill.stage import distill
+from foundry.engine.evaluate.benchmarks import check_suite
 from foundry.engine.evaluate.stage import evaluate
 from foundry.engine.export.stage import check_formats, export
 from foundry.engine.journal import FAILED, Journal
@@ -53,6 +54,7 @@ def run(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
 def _carry_out(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     if not workspace.is_done("export"):
         check_formats(spec, workspace, context)
+        check_suite(spec)
     for stage in STAGES:
         if getattr(spec, stage) is None or workspace.is_done(stage):
             continue

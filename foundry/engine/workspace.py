@@ -5,7 +5,7 @@ stages/correct/{done.json, teacher/}                              teacher/ only 
 stages/prune/{done.json, TARGET/{plan.json, model/}}
 stages/distill/{done.json, checkpoints/, TARGET/{model/, history.json}}
 stages/lora/{done.json, TARGET/{adapter/, model/}}
-stages/evaluate/{done.json, leaks.json, importance.json, TARGET/{metrics.json, samples.json}}
+stages/evaluate/{done.json, leaks.json, importance.json, benchmarks.json, TARGET/{metrics.json, samples.json}}
 stages/export/{done.json, TARGET/variant/}
 result.json  report/{report.html, report.md, report.json}
 """

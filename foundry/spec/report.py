@@ -9,6 +9,7 @@ from foundry.spec.family import Shape
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import StageName
 from foundry.spec.record import Record
+from foundry.spec.suite import SuiteResult
 from foundry.spec.target import Budget
 from foundry.spec.variant import Artifact, Candidate, Metrics
 
@@ -130,6 +131,8 @@ class JobReport(Record):
     stages: tuple[StageRun, ...]
     targets: tuple[TargetReport, ...]
     importance: Importance | None = None
+    benchmarks: tuple[SuiteResult, ...] = ()
+    """The teacher first, then one result a target."""
     held_out_documents: int | None = None
     leaks: tuple[Leaked, ...] = ()
     remarks: tuple[Remark, ...] = ()

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from foundry.spec.record import Count, Rate, Record
+from foundry.spec.suite import find_suite
 
 Axis = Literal["ffn", "hidden", "heads", "kv_heads", "layers", "experts"]
 """ffn: channels of the feed-forward networks. hidden: the residual stream. heads: query heads, the same number from
@@ -67,9 +68,18 @@ class Lora(Record):
 
 
 class Evaluate(Record):
-    """How much held-out text the comparison reads."""
+    """How much held-out text the comparison reads, and which benchmarks the models run."""
 
     tokens: Count = 65_536
+    suite: str | None = None
+    """minitron or quick; None runs no benchmarks."""
+    limit: Count | None = None
+    """Examples of each task, in place of the suite's own limit."""
+
+    @field_validator("suite")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        return find_suite(name).name if name is not None else None
 
 
 class Export(Record):

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from foundry.engine.context import RunContext
 from foundry.engine.distill.schedule import sequence_length
+from foundry.engine.evaluate.benchmarks import run_benchmarks
 from foundry.engine.evaluate.examine import Examined, Examiner
 from foundry.engine.evaluate.held_out import HeldOut, read_held_out
 from foundry.engine.evaluate.importance import importance
@@ -19,11 +20,21 @@ from foundry.spec.lifecycle import EventType
 
 
 def evaluate(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
+    """Measure every model of a job on the same text, and run the benchmarks of its suite.
+
+    Raises `InvalidData` when no held-out token counts, and `Stopped`.
+    """
+    figures = _compare(spec, workspace, context)
+    run_benchmarks(spec, workspace, context)  # the teacher of the comparison is out of memory by now
+    workspace.finish("evaluate", **figures)
+
+
+def _compare(spec: JobSpec, workspace: Workspace, context: RunContext) -> dict[str, int]:
     """Write metrics.json and samples.json for every target: teacher, corrected, pruned, distilled, lora, as they exist.
 
     Closeness (KL, agreement) is measured to the teacher that the students learn from, the corrected one where it was
     kept. That teacher is scored once for all targets. leaks.json names the held-out documents that were trained on,
-    importance.json says where in the teacher the work is done. Raises `InvalidData` and `Stopped`.
+    importance.json says where in the teacher the work is done.
     """
     folder = local_folder(workspace.teacher)
     reference = load_model(folder, dtype=context.dtype, device=context.device)
@@ -33,17 +44,16 @@ def evaluate(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     write_json(workspace.stage("evaluate") / "leaks.json", [asdict(leak) for leak in text.leaks])
     _write_importance(workspace, folder, reference, text, context)
     examiner = Examiner(reference, tokenizer, text, context)
-    shared = _teachers(workspace, folder, examiner, context)
-    for target in spec.target_names:
-        if (workspace.stage("evaluate", target) / "metrics.json").exists():
-            continue
-        models = {name: examined for name, examined in shared}
+    pending = [t for t in spec.target_names if not (workspace.stage("evaluate", t) / "metrics.json").exists()]
+    shared = _teachers(workspace, folder, examiner, context) if pending else []
+    for target in pending:
+        models = dict(shared)
         for name, student in _students(workspace, target):
             models[name] = _examined(name, student, examiner, context)
         _write(workspace, target, models, text, context)
-    workspace.finish(
-        "evaluate", tokens=text.packed.counted_tokens, documents=text.documents, leaked_documents=len(text.leaks)
-    )
+    return {
+        "tokens": text.packed.counted_tokens, "documents": text.documents, "leaked_documents": len(text.leaks)
+    }  # fmt: skip
 
 
 def _write(workspace: Workspace, target: str, models: dict[str, Examined], text: HeldOut, context: RunContext) -> None:

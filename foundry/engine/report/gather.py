@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from foundry.engine.evaluate.benchmarks import NAME as BENCHMARKS
 from foundry.engine.export.manifest import NAME as MANIFEST
 from foundry.engine.export.manifest import versions
 from foundry.engine.journal import ATTEMPT, FAILED, Entry, read_journal
@@ -15,6 +16,7 @@ from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import STAGES
 from foundry.spec.record import R, parse
 from foundry.spec.report import Curve, Importance, JobReport, Kept, Leaked, Remark, Sample, StageRun, TargetReport
+from foundry.spec.suite import SuiteResult
 from foundry.spec.variant import Metrics, PrunePlan, VariantManifest
 
 _LOUD = ("warning", "error")
@@ -41,6 +43,7 @@ def gather(workspace: Workspace) -> JobReport:
         stages=stages,
         targets=targets,
         importance=_read(workspace.root / "stages" / "evaluate" / "importance.json", Importance),
+        benchmarks=tuple(_records(workspace.root / "stages" / "evaluate" / BENCHMARKS, SuiteResult)),
         held_out_documents=workspace.result("evaluate").get("documents"),
         leaks=tuple(_records(workspace.root / "stages" / "evaluate" / "leaks.json", Leaked)),
         remarks=tuple(_remarks(entries)),
@@ -52,7 +55,7 @@ def _failure(entries: Sequence[Entry]) -> str | None:
     """Why the last attempt failed; None when a later one began."""
     for entry in reversed(entries):
         if entry.type == FAILED:
-            return entry.message
+            return str(entry.message)
         if entry.type == ATTEMPT:
             return None
     return None

@@ -10,6 +10,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from foundry.engine.report import plots, words
+from foundry.engine.report.scores import benchmark_table
 from foundry.engine.workspace import write_json
 from foundry.spec.report import JobReport, TargetReport
 from foundry.spec.variant import Metrics
@@ -51,6 +52,7 @@ def _view(report: JobReport) -> dict[str, Any]:
     spec = report.spec.model_dump(mode="json", exclude_none=True)
     return {
         "report": report,
+        "benchmarks": benchmark_table(report),
         "spec_text": yaml.safe_dump(spec, sort_keys=False, allow_unicode=True),
         "teacher": Path(report.spec.teacher.partition("@")[0]).name,
         "headlines": [_headline(place, target) for place, target in enumerate(report.targets)],

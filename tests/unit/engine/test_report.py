@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from foundry.engine import pipeline
 from foundry.engine.context import RunContext
 from foundry.engine.energy import processor_joules
 from foundry.engine.evaluate.stage import evaluate
@@ -18,9 +20,11 @@ from foundry.engine.report.gather import gather
 from foundry.engine.report.make import make_report
 from foundry.engine.report.spending import seconds_of
 from foundry.engine.workspace import Workspace, write_json
+from foundry.errors import InvalidData
 from foundry.spec.lifecycle import EventType
 from foundry.spec.record import parse
 from foundry.spec.report import JobReport
+from tests import tiny
 from tests.unit.engine.conftest import MakeWorkspace
 
 _VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -87,6 +91,22 @@ def test_report_of_a_failed_job_says_why_and_shows_all_there_is(ended: Workspace
     assert report.importance is not None and len(report.importance.scores["heads"]) == 2
     assert report.cost.trained_tokens == 800 and report.cost.attempts == 1
     assert [r.message for r in report.remarks if r.stage == "export"] == ["gguf:q8_0 is <left> out"]
+
+
+def test_a_run_that_fails_leaves_a_report_and_the_error_goes_on(
+    make_workspace: MakeWorkspace, context: RunContext, tmp_path: Path
+) -> None:
+    spec, workspace = make_workspace(
+        "short", data=tiny.write_texts(tmp_path / "short.jsonl", 12, 20), formats=["safetensors"]
+    )
+    (workspace.root / "stages" / "prune" / "done.json").unlink()
+    for target in spec.target_names:
+        shutil.rmtree(workspace.stage("prune", target))
+    with pytest.raises(InvalidData, match="calibration needs"):
+        pipeline.run(spec, workspace, context)
+    report = parse(JobReport, json.loads((workspace.root / "report" / "report.json").read_text()))
+    assert report.status == "failed" and "calibration needs" in (report.reason or "")
+    assert [(stage.stage, stage.status) for stage in report.stages] == [("prune", "failed")]
 
 
 def test_report_comes_as_json_that_reads_back_and_as_markdown(ended: Workspace) -> None:

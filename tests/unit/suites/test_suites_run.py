@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import lm_eval
@@ -11,11 +12,17 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from foundry.engine.context import RunContext, Stopped
+from foundry.engine.evaluate.benchmarks import run_benchmarks
 from foundry.engine.evaluate.suites.model import evaluate_model, find_model
 from foundry.engine.evaluate.suites.run import Conditions
 from foundry.engine.evaluate.suites.tasks import custom_suite
+from foundry.engine.report.gather import gather
+from foundry.engine.report.scores import benchmark_table
+from foundry.engine.workspace import Inputs, Workspace
 from foundry.errors import DamagedCheckpoint, TeacherNotFound, UnknownTask
+from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
+from foundry.spec.record import parse
 from foundry.spec.suite import SuiteResult, find_suite, only
 from tests import tiny
 
@@ -219,3 +226,27 @@ def test_unknown_tasks_and_models_are_refused_by_name(tasks: Path, context: RunC
     (broken / "model.safetensors").write_bytes(b"none")
     with pytest.raises(DamagedCheckpoint):
         evaluate_model(broken, find_suite("quick"), tmp_path / "out", Conditions(), context)
+
+
+def test_a_job_sets_its_students_beside_the_teacher_and_the_published_models(
+    model: Path, benchmarks: Path, context: RunContext, tmp_path: Path
+) -> None:
+    spec = parse(
+        JobSpec,
+        {
+            "teacher": str(model), "data": "unread", "targets": [{"name": "kiosk", "max_params": 30_000}],
+            "evaluate": {"suite": "minitron", "limit": 3},
+        },
+    )  # fmt: skip
+    workspace = Workspace.create(tmp_path / "job", spec, Inputs(teacher=str(model), data="unread", data_sha256="-"))
+    tiny.save(workspace.stage("prune", "kiosk") / "model", tiny.new_model(ffn=32))
+    run_benchmarks(spec, workspace, replace(context, benchmarks=benchmarks))
+    report = gather(workspace)
+    assert [result.model for result in report.benchmarks] == ["teacher", "kiosk"]
+    table = benchmark_table(report)
+    assert table is not None and "developer.nvidia.com" in table.source
+    assert [row.model for row in table.rows][-3:] == ["Gemma 7B", "teacher", "kiosk"]
+    place = next(place for place, title in enumerate(table.titles) if title.startswith("MMLU"))
+    assert table.rows[1].cells[place].score == "69.51"
+    assert "±" in table.rows[-1].cells[place].under
+    assert any("gsm8k_test.jsonl" in note for note in table.notes)
