@@ -73,19 +73,6 @@ class Chart:
             body = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" style="fill:var(--{colour})">{tip}</circle>'
         self._marks.append(body)
 
-    def level(self, y: float, says: str) -> None:
-        """A dashed line across, with its name."""
-        (x0, height), (x1, _) = self.at(self.x[0], y), self.at(self.x[1], y)
-        self._marks.append(
-            f'<line class="level" x1="{x0:.1f}" x2="{x1:.1f}" y1="{height:.1f}" y2="{height:.1f}"/>'
-            f'<text class="note" x="{x1 - 2:.1f}" y="{height - 4:.1f}" text-anchor="end">{escape(says)}</text>'
-        )
-
-    def upright(self, x: float) -> None:
-        """A dashed line from top to bottom."""
-        (place, y0), (_, y1) = self.at(x, self.y[0]), self.at(x, self.y[1])
-        self._marks.append(f'<line class="level" x1="{place:.1f}" x2="{place:.1f}" y1="{y0:.1f}" y2="{y1:.1f}"/>')
-
     def draw(self) -> str:
         """The whole figure."""
         return svg(self.title, self.description, [*self._grid(), *self._marks], HEIGHT)

@@ -1,5 +1,6 @@
 """The report's drawings, each made of the report alone."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -13,7 +14,18 @@ _FIRST_COLUMN = 34.0
 _ROW, _LEAST_ROW = 16.0, 4.0
 _TALLEST = 360.0
 _TRAINED = {"correct": "correction", "distill": "distillation", "lora": "LoRA"}
+_LOSSES = (
+    (
+        "held_out_loss",
+        "held-out loss",
+        "Loss on held-out text during the {}, on less of it than the table above reads.",
+    ),
+    ("loss", "training loss", "What the {} minimised, batch by batch, with its trailing mean."),
+)
 _TITLES = {"heads": "Attention heads", "ffn": "Feed-forward channels", "hidden": "Hidden width"}
+
+
+Line = list[tuple[float, float]]
 
 
 class Figure(NamedTuple):
@@ -36,42 +48,37 @@ def curves(report: JobReport) -> Iterator[Figure]:
         found = {t.target: c for t in report.targets for c in t.curves if c.stage == stage}
         if stage == "correct" and found:
             found = {"teacher": next(iter(found.values()))}  # one teacher for all targets
-        for key, label, caption in (
-            ("held_out_loss", "nats per token", "Loss on held-out text during the {}; lower is better."),
-            ("loss", "training loss", "What the {} minimised, batch by batch."),
-        ):
+        for key, what, caption in _LOSSES:
             lines = {
                 target: [(row["tokens"], row[key]) for row in curve.rows if key in row]
                 for target, curve in found.items()
             }
             if any(len(line) > 1 for line in lines.values()):
-                level = _teacher_loss(report) if key == "held_out_loss" else None
-                yield _curve(f"{name}: {label}", caption.format(name), lines, label, level, dots=level is not None)
+                yield _curve(f"{name}: {what}", caption.format(name), lines, dots=key == "held_out_loss")
 
 
-def _curve(
-    title: str, caption: str, lines: dict[str, list[tuple[float, float]]], label: str, level: float | None,
-    *, dots: bool,
-) -> Figure:  # fmt: skip
-    values = [y for line in lines.values() for _, y in line] + ([level] if level is not None else [])
+def _curve(title: str, caption: str, lines: dict[str, Line], *, dots: bool) -> Figure:
+    """Single looks as dots; a loss of every batch faintly, with its trailing mean."""
     says = "; ".join(f"{name} from {line[0][1]:.3f} to {line[-1][1]:.3f}" for name, line in lines.items() if line)
     chart = Chart(
         title[0].upper() + title[1:], says, spread([x for line in lines.values() for x, _ in line], margin=0),
-        spread(values), "tokens", label,
+        spread([y for line in lines.values() for _, y in line]), "tokens", "nats per token",
     )  # fmt: skip
-    if level is not None:
-        chart.level(level, "teacher")
     for place, (name, line) in enumerate(lines.items()):
-        chart.line(line, colour_of(place), style="line" if dots else "line thin")
+        if not dots:
+            chart.line(line, colour_of(place), style="line faint")
+        chart.line(line if dots else _trailing_mean(line), colour_of(place))
         for point in line if dots else ():
             chart.dot(point, colour_of(place), f"{name}: {point[1]:.4f} after {short(point[0])} tokens")
     return Figure(chart.draw(), caption, tuple((name, colour_of(place)) for place, name in enumerate(lines)))
 
 
-def _teacher_loss(report: JobReport) -> float | None:
-    """Of the teacher that the students learned from."""
-    rows = [row for target in report.targets[:1] for row in target.metrics if row.model in ("teacher", "corrected")]
-    return rows[-1].held_out_loss if rows else None
+def _trailing_mean(line: Line) -> Line:
+    """Each value averaged with those before it, a twentieth of the run."""
+    width = max(1, len(line) // 20)
+    values = [y for _, y in line]
+    means = [sum(part) / len(part) for n in range(len(line)) for part in [values[max(0, n + 1 - width) : n + 1]]]
+    return [(x, mean) for (x, _), mean in zip(line, means, strict=True)]
 
 
 def size_against_quality(report: JobReport) -> Figure | None:
@@ -137,8 +144,9 @@ def _layers(found: Importance, targets: Sequence[tuple[int, TargetReport]]) -> F
         chart.line([(layer, 0), (layer, score)], "heat", style="bar")
     for place, target in targets:
         assert target.kept is not None
+        shift = 0.3 * ((place + 1) / (len(targets) + 1) * 2 - 1)
         for layer in set(range(len(scores))) - set(target.kept.layers):
-            chart.dot((layer, scores[layer]), colour_of(place), f"{target.target} does without layer {layer}")
+            chart.dot((layer + shift, scores[layer]), colour_of(place), f"{target.target} does without layer {layer}")
     caption = "How far each layer of the teacher moves the stream. A dot marks a layer that a target does without."
     return Figure(chart.draw(), caption, tuple((t.target, colour_of(n)) for n, t in targets))
 
@@ -155,7 +163,7 @@ def _heat(axis: str, scores: Sequence[Sequence[float]], targets: Sequence[tuple[
             says = f"layer {layer}, " + (f"head {column}" if by_index else f"bin {column + 1} of {len(row)}")
             body.append(
                 f'<rect class="cell" x="{_FIRST_COLUMN + column * width:.2f}" y="{4 + layer * height:.2f}" '
-                f'width="{width:.2f}" height="{height:.2f}" style="fill-opacity:{max(0.03, score / most):.2f}">'
+                f'width="{width:.2f}" height="{height:.2f}" style="fill-opacity:{_depth(score / most):.2f}">'
                 f"<title>{says}: {score / most:.0%} of the layer's largest</title></rect>"
             )
     body += _row_names(len(rows), height)
@@ -166,9 +174,14 @@ def _heat(axis: str, scores: Sequence[Sequence[float]], targets: Sequence[tuple[
                 f'text-anchor="middle">{under}</text>')  # fmt: skip
     what = "A dot marks a head that a target keeps." if by_index else "A line marks how many a target keeps."
     title = f"Importance of {_TITLES[axis].lower()}"
-    drawn = svg(title, f"{len(rows)} layers, darker is more important", body, bottom + 22)
-    caption = f"{_TITLES[axis]}, one row a layer; darker carries more, measured against the layer's largest. {what}"
+    drawn = svg(title, f"{len(rows)} layers, stronger colour is more important", body, bottom + 22)
+    caption = f"{_TITLES[axis]}, one row a layer. Strength of colour: root of the share of the layer's largest. {what}"
     return Figure(drawn, caption, tuple((t.target, colour_of(n)) for n, t in targets))
+
+
+def _depth(share: float) -> float:
+    """Of colour: the root leaves something to see of layers in which one channel stands above all."""
+    return max(0.03, math.sqrt(share))
 
 
 def _binned(row: Sequence[float]) -> list[float]:

@@ -2,6 +2,8 @@
 
 from foundry.spec.family import Shape
 
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+
 
 def number(value: float | None) -> str:
     """7.25 M, 1.24 B; whole below ten thousand."""
@@ -9,7 +11,7 @@ def number(value: float | None) -> str:
         return ""
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
-            return f"{value / (1e3 if unit == 'k' else limit):.3g} {unit}"
+            return f"{value / (1e3 if unit == 'k' else limit):.3g}{_NO_BREAK}{unit}"
     return f"{value:,.4g}" if isinstance(value, float) and value != int(value) else f"{int(value):,}"
 
 
@@ -19,7 +21,7 @@ def size(value: float | None) -> str:
         return ""
     for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= limit:
-            return f"{value / limit:.3g} {unit}"
+            return f"{value / limit:.3g}{_NO_BREAK}{unit}"
     return f"{value:.0f} B"
 
 

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from foundry.engine import pipeline
 from foundry.engine.context import RunContext
@@ -19,13 +20,14 @@ from foundry.engine.report.axes import ticks
 from foundry.engine.report.gather import gather
 from foundry.engine.report.make import make_report
 from foundry.engine.report.spending import seconds_of
-from foundry.engine.workspace import Workspace, write_json
+from foundry.engine.workspace import Inputs, Workspace, write_json
 from foundry.errors import InvalidData
+from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.record import parse
 from foundry.spec.report import JobReport
 from tests import tiny
-from tests.unit.engine.conftest import MakeWorkspace
+from tests.unit.engine.conftest import FFN, MakeWorkspace, write_student
 
 _VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -58,13 +60,23 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-@pytest.fixture
-def ended(make_workspace: MakeWorkspace, context: RunContext) -> Workspace:
-    """A job that was evaluated and trained, and whose export then failed."""
-    spec, workspace = make_workspace(name="a <b> & c")
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workspace of a job that was evaluated and trained, and whose export then failed."""
+    folder = tmp_path_factory.mktemp("report")
+    teacher, data = tiny.save(folder / "teacher"), tiny.write_texts(folder / "data.jsonl", 150, 40)
+    targets = [{"name": target, "max_params": 1000 * ffn} for target, ffn in FFN.items()]
+    spec = parse(JobSpec, {"name": "a <b> & c", "teacher": str(teacher), "data": str(data), "targets": targets})
+    workspace = Workspace.create(
+        folder / "job", spec, Inputs(teacher=str(teacher), data=str(data), data_sha256="of the tests")
+    )
+    for target, ffn in FFN.items():
+        write_student(workspace, target, ffn)
+    workspace.finish("prune")
     journal = Journal(workspace)
-    journal.open(context)
-    heard = replace(context, emit=journal.hearing(context.emit))
+    silent = RunContext(emit=lambda _: None, device=torch.device("cpu"), dtype=torch.float32, seed=0)
+    journal.open(silent)
+    heard = replace(silent, emit=journal.hearing(silent.emit))
     heard.report(EventType.STAGE_STARTED, "evaluate started", stage="evaluate")
     evaluate(spec, workspace, heard)
     heard.report(EventType.STAGE_COMPLETED, "evaluate completed", stage="evaluate")
@@ -77,7 +89,13 @@ def ended(make_workspace: MakeWorkspace, context: RunContext) -> Workspace:
     heard.report(EventType.WARNING, "gguf:q8_0 is <left> out", level="warning", stage="export")
     journal.note(FAILED, "no format passed its check", level="error")
     journal.close()
-    return workspace
+    return workspace.root
+
+
+@pytest.fixture
+def ended(made_once: Path, tmp_path: Path) -> Workspace:
+    """A copy of it for each test."""
+    return Workspace(Path(shutil.copytree(made_once, tmp_path / "job")))
 
 
 def test_report_of_a_failed_job_says_why_and_shows_all_there_is(ended: Workspace) -> None:
