@@ -4,8 +4,11 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
@@ -15,7 +18,11 @@ from foundry.cli.render import out, say, table
 from foundry.cli.running import interruptible, pick_device
 from foundry.errors import MissingExtra, UserError
 from foundry.spec.lifecycle import EventType, RunEvent
-from foundry.spec.suite import Suite, SuiteResult, find_suite, only, published
+from foundry.spec.suite import SuiteResult, find_suite, published, with_tasks
+from foundry.spec.variant import Metrics
+
+if TYPE_CHECKING:
+    from foundry.engine.context import RunContext
 
 RESULT = "result.json"
 _INTERRUPTED = 130
@@ -26,16 +33,10 @@ def evaluate_here(
     allow_code: bool, output: Path | None, device: str | None,
 ) -> SuiteResult:  # fmt: skip
     """Score a model; raises what the engine raises, and `MissingExtra` without the harness."""
-    for module, extra in (("torch", "engine"), ("lm_eval", "evaluate")):
-        if find_spec(module) is None:
-            raise MissingExtra(module, extra)
+    _require("evaluate", "torch", "lm_eval")
     if data_dir is not None and not data_dir.is_dir():
         raise UserError(f"--data-dir {data_dir}: there is no such folder", pointer="/data_dir")
-    known = find_suite(suite)
-    chosen = only(known, tasks) if tasks and task_folder is None and _all_in(known, tasks) else known
-
-    from foundry.engine.context import RunContext, Stopped, choose_dtype  # late: torch takes seconds to import
-
+    known = with_tasks(find_suite(suite), tasks)
     _quieten()
     from foundry.engine.evaluate.suites.model import evaluate_model
     from foundry.engine.evaluate.suites.run import Conditions
@@ -45,25 +46,47 @@ def evaluate_here(
     manager = None
     if task_folder is not None:
         chosen, manager = custom_suite(task_folder, tasks)
-    elif tasks and not _all_in(known, tasks):
+    elif known is not None:
+        chosen = known
+    else:
         chosen, manager = named_tasks(tasks)
     folder = output or Path("evaluations") / f"{Path(model).name or 'model'}-{chosen.name}"
     conditions = Conditions(data_dir=data_dir, limit=limit, allow_code=allow_code)
-    picked = pick_device(device)
-    with interruptible() as should_stop:
-        context = RunContext(emit=_show, should_stop=should_stop, device=picked, dtype=choose_dtype(picked), seed=0)
-        try:
-            result = evaluate_model(model, chosen, folder, conditions, context, manager=manager)
-        except Stopped:
-            say(f"Stopped. Finished tasks are in {folder}; the same command goes on behind them.", style="yellow")
-            raise typer.Exit(_INTERRUPTED) from None
+    with _running(device, f"Finished tasks are in {folder}; the same command goes on behind them.") as context:
+        result = evaluate_model(model, chosen, folder, conditions, context, manager=manager)
     write_json(folder / RESULT, result.model_dump(mode="json"))
     say(f"Written to {folder / RESULT}", style="dim")
     return result
 
 
-def _all_in(suite: Suite, tasks: tuple[str, ...]) -> bool:
-    return set(tasks) <= {task.task for task in suite.tasks}
+def measure_here(model: str, data: Path, teacher: str | None, tokens: int, device: str | None) -> list[Metrics]:
+    """Measure a model on the held-out side of a data file; raises what the engine raises."""
+    _require("engine", "torch")
+    _quieten()
+    from foundry.engine.evaluate.domain import evaluate_on
+
+    with _running(device, "Nothing is kept.") as context:
+        return evaluate_on(model, data, context, teacher=teacher, tokens=tokens)
+
+
+def _require(extra: str, *modules: str) -> None:
+    for module in modules:
+        if find_spec(module) is None:
+            raise MissingExtra(module, extra)
+
+
+@contextmanager
+def _running(device: str | None, when_stopped: str) -> Iterator["RunContext"]:
+    """A context that ends the program with 130 when it is interrupted."""
+    from foundry.engine.context import RunContext, Stopped, choose_dtype  # late: torch takes seconds to import
+
+    picked = pick_device(device)
+    with interruptible() as should_stop:
+        try:
+            yield RunContext(emit=_show, should_stop=should_stop, device=picked, dtype=choose_dtype(picked), seed=0)
+        except Stopped:
+            say(f"Stopped. {when_stopped}", style="yellow")
+            raise typer.Exit(_INTERRUPTED) from None
 
 
 def _quieten() -> None:
@@ -124,3 +147,30 @@ def published_table(result: SuiteResult) -> Table | None:
     if result.limit is not None:
         rows.add_row(f"(at most {result.limit} examples each)", *("" for _ in titles))
     return rows
+
+
+def domain_table(rows_of: Sequence[Metrics]) -> Table:
+    """Figures on held-out text, the interval under each."""
+    names = ("loss", "over the teacher", "perplexity", "bits/byte", "KL", "top 1", "top 5", "exact", "F1")
+    rows = table("model", right=names)
+    for row in rows_of:
+        rows.add_row(
+            row.model, *(_with_interval(row, name, kind) for name, kind in _COLUMNS), end_section=True
+        )  # fmt: skip
+    rows.caption = f"{rows_of[-1].tokens:,} tokens of {rows_of[-1].documents or 0:,} documents; 95 % intervals below"
+    return rows
+
+
+_COLUMNS = (
+    ("held_out_loss", ".3f"), ("loss_over_teacher", "+.3f"), ("perplexity", ".2f"), ("bits_per_byte", ".3f"),
+    ("kl_to_teacher", ".3f"), ("top1_agreement_ratio", ".1%"), ("top5_agreement_ratio", ".1%"),
+    ("exact_match_ratio", ".1%"), ("f1_ratio", ".1%"),
+)  # fmt: skip
+
+
+def _with_interval(row: Metrics, name: str, kind: str) -> str:
+    value = getattr(row, name)
+    if value is None:
+        return ""
+    between = row.intervals.get(name)
+    return f"{value:{kind}}" + (f"\n{between[0]:{kind}} to {between[1]:{kind}}" if between else "")

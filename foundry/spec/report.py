@@ -80,7 +80,8 @@ class Importance(Record):
 
     tokens: int
     scores: dict[str, Any]
-    """`layers`: one score a layer; `heads`, `ffn`, `hidden`: a list of scores for each layer."""
+    """`layers`: one score a layer. `heads`: those of each layer, by number. `ffn`, `hidden`: those of each layer in
+    falling order, as means of up to 48 stretches."""
 
 
 class Leaked(Record):

@@ -71,6 +71,8 @@ class Evaluate(Record):
     """How much held-out text the comparison reads, and which benchmarks the models run."""
 
     tokens: Count = 65_536
+    samples: Annotated[int, Field(ge=0, le=32)] = 4
+    """Held-out documents whose beginnings every model continues in the report, which quotes them; 0 quotes nothing."""
     suite: str | None = None
     """minitron or quick; None runs no benchmarks."""
     limit: Count | None = None

@@ -121,6 +121,14 @@ def find_suite(name: str) -> Suite:
     return found
 
 
+def with_tasks(suite: Suite, tasks: Sequence[str]) -> Suite | None:
+    """The named tasks with the settings of this suite, else of another that has them all; None when none has."""
+    for one in (suite, *suites().values()):
+        if set(tasks) <= {task.task for task in one.tasks}:
+            return only(one, tasks) if tasks else one
+    return None
+
+
 def only(suite: Suite, tasks: Sequence[str]) -> Suite:
     """The suite with some of its tasks alone; raise `UnknownTask` with the nearest."""
     names = [task.task for task in suite.tasks]

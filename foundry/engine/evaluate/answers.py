@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foundry.engine.context import RunContext, Stopped
 from foundry.intake.documents import Document
 
 MOST_QUESTIONS = 128
-MOST_SAMPLES = 4
 ANSWER_TOKENS = 48
 """A longer completion is never matched word for word: it is shown, not scored."""
 _PROMPT_TOKENS = 48
@@ -51,11 +51,13 @@ def answerable(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase
     return found
 
 
-def prompts_of(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, context_tokens: int) -> list[Prompt]:
+def prompts_of(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, context_tokens: int, most: int
+) -> list[Prompt]:
     """A few documents to look at: the question of a pair or a chat, the first part of a text."""
-    found = [_prompt(document, tokenizer) for document in documents[: 8 * MOST_SAMPLES]]
+    found = [_prompt(document, tokenizer) for document in documents[: 8 * most]]
     fitting = [p for p in found if p and p.reference.strip() and len(p.ids_S) < context_tokens]
-    return fitting[:MOST_SAMPLES]
+    return fitting[:most]
 
 
 def _prompt(document: Document, tokenizer: PreTrainedTokenizerBase) -> Prompt | None:
@@ -72,7 +74,10 @@ def _prompt(document: Document, tokenizer: PreTrainedTokenizerBase) -> Prompt | 
         if not answers:
             return None
         before = [{"role": m.role, "content": m.content} for m in document.messages[: answers[-1]]]
-        text = str(tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True))
+        try:
+            text = str(tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True))
+        except TemplateError:  # of a conversation that begins with an answer, for example
+            return None
         ids = _ids(tokenizer, text, special=False)
         return Prompt(key=document.key, text=text, ids_S=ids, reference=document.messages[answers[-1]].content)
     text = document.prompt or ""

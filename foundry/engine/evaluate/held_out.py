@@ -10,8 +10,8 @@ from foundry.engine.context import RunContext
 from foundry.engine.corpus import Corpus, Packed, pack
 from foundry.engine.evaluate.answers import Prompt, answerable, prompts_of
 from foundry.engine.evaluate.leakage import Leak, find_leaks
-from foundry.intake.documents import Document
 from foundry.spec.lifecycle import EventType
+from foundry.spec.stages import Evaluate
 
 _NAMED_LEAKS = 5
 
@@ -29,7 +29,7 @@ class HeldOut:
 
 
 def read_held_out(
-    data: Path | str, tokenizer: PreTrainedTokenizerBase, sequence_tokens: int, tokens: int, context: RunContext
+    data: Path | str, tokenizer: PreTrainedTokenizerBase, sequence_tokens: int, wanted: Evaluate, context: RunContext
 ) -> HeldOut:
     """The held-out documents of a job's data, compared with its training side.
 
@@ -41,22 +41,12 @@ def read_held_out(
     if checked.leaks:
         _warn(checked.leaks, len(checked.clean), context)
     documents = checked.clean or corpus.held_out
-    return held_out_of(
-        documents, tokenizer, sequence_tokens, tokens, context, held=len(corpus.held_out), leaks=checked.leaks
-    )
-
-
-def held_out_of(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, sequence_tokens: int, tokens: int,
-    context: RunContext, *, held: int | None = None, leaks: Sequence[Leak] = (),
-) -> HeldOut:  # fmt: skip
-    """These documents, whatever side they come from. Raises `InvalidData` when no token counts."""
     return HeldOut(
-        packed=pack(documents, tokenizer, sequence_tokens, max_tokens=tokens, seed=context.seed),
+        packed=pack(documents, tokenizer, sequence_tokens, max_tokens=wanted.tokens, seed=context.seed),
         questions=answerable(documents, tokenizer, sequence_tokens),
-        samples=prompts_of(documents, tokenizer, sequence_tokens),
-        documents=len(documents) if held is None else held,
-        leaks=leaks,
+        samples=prompts_of(documents, tokenizer, sequence_tokens, wanted.samples),
+        documents=len(corpus.held_out),
+        leaks=checked.leaks,
     )
 
 

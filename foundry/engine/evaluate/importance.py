@@ -18,6 +18,7 @@ from foundry.engine.models import trunk_and_head
 from foundry.spec.family import Family, Role, Shape
 
 _TOKENS = 8192
+_BINS = 48
 _PLACES: dict[str, Role] = {"heads": "o", "ffn": "down", "hidden": "attention_norm"}
 
 
@@ -25,7 +26,7 @@ _PLACES: dict[str, Role] = {"heads": "o", "ffn": "down", "hidden": "attention_no
 def importance(
     model: PreTrainedModel, family: Family, shape: Shape, packed: Packed, context: RunContext
 ) -> dict[str, Any]:
-    """For heads, ffn and hidden a list of scores for each layer, and for layers one score each.
+    """One score for each layer, and for each layer those of its heads, and in falling order of its ffn and hidden.
 
     A channel's score is sqrt(sum_b (mean_s |x|)^2) of what the projection behind it reads (arXiv 2407.14679, section
     2.2), a head's the length of its channels' scores; a layer's is 1 - mean cos(input, output) (arXiv 2403.03853). An
@@ -97,5 +98,13 @@ class _Listening:
                 continue
             if axis == "heads":
                 heard = [squares_C.view(self._shape.heads, -1).sum(dim=1) for squares_C in heard]
-            scores[axis] = [squares_C.sqrt().tolist() for squares_C in heard]
+                scores[axis] = [squares_C.sqrt().tolist() for squares_C in heard]
+            else:
+                scores[axis] = [_bins(squares_C.sqrt()) for squares_C in heard]
         return {"tokens": self.tokens, "scores": scores}
+
+
+def _bins(score_C: Tensor) -> list[float]:
+    """The scores in falling order, as means of at most 48 stretches: which channel is which says nothing to people."""
+    falling_C = score_C.sort(descending=True).values
+    return [float(part.mean()) for part in falling_C.tensor_split(min(_BINS, len(falling_C)))]

@@ -16,7 +16,7 @@ from foundry.engine.models import load_model, load_tokenizer, local_folder
 from foundry.engine.workspace import Workspace, write_json
 from foundry.intake.checkpoint import context_limit, open_checkpoint
 from foundry.spec.job import JobSpec
-from foundry.spec.lifecycle import EventType
+from foundry.spec.lifecycle import EventType, Progress
 
 
 def evaluate(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
@@ -40,16 +40,20 @@ def _compare(spec: JobSpec, workspace: Workspace, context: RunContext) -> dict[s
     reference = load_model(folder, dtype=context.dtype, device=context.device)
     tokenizer = load_tokenizer(folder)
     length = sequence_length(None, context_limit(reference.config.to_dict()), "/evaluate")
-    text = read_held_out(workspace.inputs.data, tokenizer, length, spec.evaluate.tokens, context)
+    text = read_held_out(workspace.inputs.data, tokenizer, length, spec.evaluate, context)
     write_json(workspace.stage("evaluate") / "leaks.json", [asdict(leak) for leak in text.leaks])
     _write_importance(workspace, folder, reference, text, context)
     examiner = Examiner(reference, tokenizer, text, context)
     pending = [t for t in spec.target_names if not (workspace.stage("evaluate", t) / "metrics.json").exists()]
     shared = _teachers(workspace, folder, examiner, context) if pending else []
+    students = {target: dict(_students(workspace, target)) for target in pending}
+    step, steps = len(shared), len(shared) + sum(map(len, students.values()))
     for target in pending:
         models = dict(shared)
-        for name, student in _students(workspace, target):
+        for name, student in students[target].items():
             models[name] = _examined(name, student, examiner, context)
+            step += 1
+            context.progress(Progress(stage="evaluate", step=step, steps=steps))
         _write(workspace, target, models, text, context)
     return {
         "tokens": text.packed.counted_tokens, "documents": text.documents, "leaked_documents": len(text.leaks)

@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from foundry.engine.report.axes import WIDTH, Chart, short, spread, svg
 from foundry.spec.report import Importance, JobReport, TargetReport
 
 COLOURS = ("c1", "c2", "c3", "c4", "c5", "c6")
-_BINS = 48
 _FIRST_COLUMN = 34.0
 _ROW, _LEAST_ROW = 16.0, 4.0
 _TALLEST = 360.0
@@ -153,7 +151,7 @@ def _layers(found: Importance, targets: Sequence[tuple[int, TargetReport]]) -> F
 
 def _heat(axis: str, scores: Sequence[Sequence[float]], targets: Sequence[tuple[int, TargetReport]]) -> Figure:
     by_index = axis == "heads"
-    rows = [list(row) if by_index else _binned(sorted(row, reverse=True)) for row in scores]
+    rows = [list(row) for row in scores]
     height = max(_LEAST_ROW, min(_ROW, _TALLEST / len(rows)))
     width = (WIDTH - _FIRST_COLUMN - 4) / max(len(row) for row in rows)
     body = []
@@ -182,13 +180,6 @@ def _heat(axis: str, scores: Sequence[Sequence[float]], targets: Sequence[tuple[
 def _depth(share: float) -> float:
     """Of colour: the root leaves something to see of layers in which one channel stands above all."""
     return max(0.03, math.sqrt(share))
-
-
-def _binned(row: Sequence[float]) -> list[float]:
-    """Means of at most `_BINS` neighbours."""
-    bins = min(_BINS, len(row))
-    edges = [round(place * len(row) / bins) for place in range(bins + 1)]
-    return [sum(row[a:b]) / (b - a) for a, b in pairwise(edges)]
 
 
 def _row_names(rows: int, height: float) -> Iterator[str]:

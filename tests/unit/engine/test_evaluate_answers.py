@@ -51,7 +51,7 @@ def test_prompts_show_the_last_question_of_a_chat_and_the_first_half_of_a_short_
             Message("assistant", "on a mat"),
         ),
     )  # fmt: skip
-    shown, text = prompts_of([chat, Document(key="t", text=tiny.sentence(1, 10))], tokenizer, 128)
+    shown, text = prompts_of([chat, Document(key="t", text=tiny.sentence(1, 10))], tokenizer, 128, most=2)
     assert shown.reference == "on a mat" and shown.text.endswith("the cat?<|endoftext|><|assistant|>")
     assert text.text + text.reference == tiny.sentence(1, 10)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from foundry.errors import UnknownSuite, UnknownTask
-from foundry.spec.suite import find_suite, only, published, suites
+from foundry.spec.suite import find_suite, only, published, suites, with_tasks
 
 SHOTS = {
     "winogrande": 5, "arc_challenge": 25, "mmlu": 5, "hellaswag": 10, "gsm8k": 5, "truthfulqa_mc2": 0, "xlsum_en": 3,
@@ -34,6 +34,14 @@ def test_unknown_names_come_with_the_nearest() -> None:
         find_suite("minitorn")
     with pytest.raises(UnknownTask, match="did you mean hellaswag"):
         only(find_suite("minitron"), ["helaswag"])
+
+
+def test_named_tasks_take_the_settings_of_whatever_suite_has_them_all() -> None:
+    quick = find_suite("quick")
+    assert (with_tasks(quick, ["hellaswag"]) or quick).tasks[0].shots == 0
+    found = with_tasks(quick, ["mbpp", "humaneval"])
+    assert found is not None and found.name == "minitron" and all(task.runs_code for task in found.tasks)
+    assert with_tasks(quick, ["mbpp", "wikitext"]) is None
 
 
 def test_only_keeps_the_named_tasks() -> None:

@@ -13,7 +13,8 @@ from lm_eval.tasks import TaskManager
 
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.evaluate.benchmarks import run_benchmarks
-from foundry.engine.evaluate.suites.model import evaluate_model, find_model
+from foundry.engine.evaluate.locate import find_model
+from foundry.engine.evaluate.suites.model import evaluate_model
 from foundry.engine.evaluate.suites.run import Conditions
 from foundry.engine.evaluate.suites.tasks import custom_suite
 from foundry.engine.report.gather import gather

@@ -5,12 +5,10 @@ from pathlib import Path
 from lm_eval.tasks import TaskManager
 
 from foundry.engine.context import RunContext
+from foundry.engine.evaluate.locate import find_model
 from foundry.engine.evaluate.suites.harness import HarnessModel
 from foundry.engine.evaluate.suites.run import Conditions, run_suite
-from foundry.engine.export.manifest import NAME as MANIFEST
-from foundry.engine.export.manifest import SAFETENSORS_FOLDER, read_manifest
-from foundry.engine.models import load_model, load_tokenizer, local_folder
-from foundry.errors import TeacherNotFound
+from foundry.engine.models import load_model, load_tokenizer
 from foundry.intake.checkpoint import checkpoint_sha256, open_checkpoint
 from foundry.spec.suite import Suite, SuiteResult
 
@@ -29,19 +27,3 @@ def evaluate_model(
     opened = load_model(folder, dtype=context.dtype, device=context.device)
     lm = HarnessModel(opened, load_tokenizer(folder), context)
     return run_suite(suite, lm, name, checkpoint_sha256(folder), output, conditions, context, manager=manager)
-
-
-def find_model(model: str | Path) -> tuple[Path, str]:
-    """The folder that transformers opens, and what to call the model. Raises `TeacherNotFound`."""
-    given = Path(model)
-    if (given / MANIFEST).is_file():
-        manifest = read_manifest(given)
-        folder = given / SAFETENSORS_FOLDER
-        if not folder.is_dir():
-            raise TeacherNotFound(
-                f"the variant {given} holds no {SAFETENSORS_FOLDER}/; export it with the format safetensors",
-                pointer="/model",
-            )
-        return folder, f"{Path(manifest.spec.teacher.partition('@')[0]).name} for {manifest.target}"
-    folder = local_folder(model)
-    return folder, str(model) if not given.is_dir() else given.resolve().name
