@@ -8,9 +8,8 @@ from foundry.errors import MissingExtra, UserError
 
 def report_on(folder: Path, output: Path | None) -> list[Path]:
     """Write the report of a run, finished or not; raises `UserError` for a folder that is none."""
-    for module in ("torch", "jinja2"):
-        if find_spec(module) is None:
-            raise MissingExtra(module, "engine")
+    if find_spec("jinja2") is None:
+        raise MissingExtra("jinja2", "engine")
     if not (folder / "spec.json").is_file():
         raise UserError(
             f"{folder} is not the folder of a run: it holds no spec.json. Give what `foundry run` was given with -o; "

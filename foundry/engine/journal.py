@@ -8,13 +8,14 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from foundry.engine.context import RunContext
 from foundry.engine.energy import processor_joules
-from foundry.engine.hardware import hardware_name
 from foundry.engine.workspace import Workspace
 from foundry.spec.lifecycle import EventType, RunEvent
+
+if TYPE_CHECKING:  # a report is made without torch
+    from foundry.engine.context import RunContext
 
 NAME = "events.jsonl"
 ATTEMPT = "attempt.started"
@@ -38,8 +39,10 @@ class Journal:
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.root / NAME
 
-    def open(self, context: RunContext) -> None:
+    def open(self, context: "RunContext") -> None:
         """Begin an attempt."""
+        from foundry.engine.hardware import hardware_name  # torch, which whoever runs has loaded already
+
         self.note(
             ATTEMPT, "an attempt began", hardware=hardware_name(context.device), device=context.device.type,
             dtype=str(context.dtype).removeprefix("torch."), processor_joules=processor_joules(),

@@ -1,12 +1,15 @@
 """The benchmarks of a job: its teacher and every finished student in the suite that the spec names."""
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-from foundry.engine.context import RunContext
 from foundry.engine.workspace import Workspace, write_json
 from foundry.errors import MissingExtra
 from foundry.spec.job import JobSpec
 from foundry.spec.suite import find_suite
+
+if TYPE_CHECKING:  # a report is made without torch
+    from foundry.engine.context import RunContext
 
 NAME = "benchmarks.json"
 TEACHER = "teacher"
@@ -18,7 +21,7 @@ def check_suite(spec: JobSpec) -> None:
         raise MissingExtra("lm_eval", "evaluate")
 
 
-def run_benchmarks(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
+def run_benchmarks(spec: JobSpec, workspace: Workspace, context: "RunContext") -> None:
     """Write benchmarks.json, one result a model; tasks that are finished are not run again. Raises `Stopped`."""
     if spec.evaluate.suite is None:
         return

@@ -2,14 +2,17 @@
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from foundry.engine.context import RunContext
 from foundry.engine.export.manifest import NAME as MANIFEST
 from foundry.engine.export.manifest import artifacts_in, read_manifest
 from foundry.engine.report.gather import gather
 from foundry.engine.report.write import write_report
 from foundry.engine.workspace import Workspace, write_json
 from foundry.spec.lifecycle import EventType
+
+if TYPE_CHECKING:  # `foundry report` answers without torch
+    from foundry.engine.context import RunContext
 
 FOLDER = "report"
 
@@ -19,7 +22,7 @@ def make_report(workspace: Workspace, folder: Path | None = None) -> list[Path]:
     return write_report(gather(workspace), folder or workspace.root / FOLDER)
 
 
-def report_run(workspace: Workspace, context: RunContext) -> None:
+def report_run(workspace: Workspace, context: "RunContext") -> None:
     """The report of a run that has ended, and a copy in every finished variant, under its manifest.
 
     A report that cannot be made is a warning: no job fails for its report. A variant that cannot take it is an error,
