@@ -5,6 +5,8 @@
     │   ├── InvalidSpec           a field is missing, unknown or out of range
     │   ├── UnknownTarget
     │   ├── UnknownFormat
+    │   ├── UnknownSuite
+    │   ├── UnknownTask           no benchmark has this name; names the nearest
     │   ├── BudgetUnreachable     no shape of this teacher is small enough
     │   ├── TeacherNotFound
     │   ├── UnsafeCheckpoint      pickled weights, code, links: refused unread
@@ -107,6 +109,18 @@ class UnknownFormat(UserError):
     """No exporter writes this format."""
 
     code = "unknown_format"
+
+
+class UnknownSuite(UserError):
+    """No suite of benchmarks has this name."""
+
+    code = "unknown_suite"
+
+
+class UnknownTask(UserError):
+    """No benchmark has this name."""
+
+    code = "unknown_task"
 
 
 class BudgetUnreachable(UserError):

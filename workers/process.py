@@ -14,7 +14,7 @@ from typing import IO, Self
 _ALLOWED = frozenset(
     {
         "PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
-        "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "FOUNDRY_THREADS",
+        "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "FOUNDRY_THREADS", "FOUNDRY_BENCHMARKS", "FOUNDRY_ALLOW_CODE",
     }
 )  # fmt: skip
 _ALLOWED_PREFIXES = (

@@ -24,7 +24,7 @@ _PANELS = {
         steering.estimate, jobs.submit, jobs.watch, jobs.jobs, jobs.cancel, steering.pause, steering.resume,
         steering.retry, steering.clone, steering.logs, steering.metrics, jobs.download,
     ),
-    "Without a service": (local.targets, local.plan, local.run),
+    "Without a service": (local.targets, local.plan, local.run, local.evaluate, local.report),
 }  # fmt: skip
 for panel, commands in _PANELS.items():
     for command in commands:

@@ -1,4 +1,4 @@
-"""The commands that need no service: targets, plan, run."""
+"""The commands that need no service: targets, plan, run, evaluate, report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -69,3 +69,55 @@ def run(
     render.out().print(render.metrics_table([manifest for _, manifest in manifests]))
     for folder, _ in manifests:
         print(folder)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's or a variant's folder, or ORG/NAME.")],
+    suite: Annotated[
+        str, typer.Option(help="minitron (the nine published benchmarks) or quick (four of them).")
+    ] = "quick",
+    tasks: Annotated[str | None, typer.Option(metavar="A,B", help="These tasks alone, by the harness's names.")] = None,
+    task_folder: Annotated[Path | None, typer.Option(help="Your own tasks: the harness's YAML files.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Local copies of the benchmarks instead of the hub.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task (of each subject in MMLU).")] = None,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="Run code that the model writes, confined.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Measure on the held-out side of this file instead of a suite.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="With --data: how close the model is to this one.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="With --data: how much of it is read.")] = 65_536,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Results of a suite; started again, it goes on there.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU when there is one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model or a variant: in benchmarks, beside published models, or on your own held-out text."""
+    from foundry.cli import evaluating, render
+
+    if data is not None:
+        rows = evaluating.measure_here(model, data, teacher, tokens, device)
+        if as_json:
+            render.print_json(rows)
+        else:
+            render.out().print(evaluating.domain_table(rows))
+        return
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks else ()
+    result = evaluating.evaluate_here(model, suite, names, task_folder, data_dir, limit, allow_code, output, device)
+    if as_json:
+        render.print_json(result)
+    else:
+        evaluating.show(result)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a `foundry run`.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write; by default FOLDER/report.")
+    ] = None,
+) -> None:
+    """Make the report of a run again: one HTML page, Markdown and JSON."""
+    from foundry.cli import reporting
+
+    for path in reporting.report_on(folder, output):
+        print(path)

@@ -45,12 +45,21 @@ def run_here(spec: JobSpec, folder: Path, device: str | None) -> list[tuple[Path
     inputs = check(spec)
     with _only_run_in(folder):
         workspace = open_workspace(folder, spec, inputs)
-        with RunProgress() as show, _stop_on_signal() as should_stop:
-            from foundry.engine.context import RunContext, choose_dtype  # late: torch takes seconds to import
+        with RunProgress() as show, interruptible() as should_stop:
+            from foundry.engine.context import (
+                RunContext,
+                allowed_by,
+                choose_dtype,
+            )  # late: torch takes seconds to import
 
-            chosen = _device(device)
+            chosen = pick_device(device)
             context = RunContext(
-                emit=show, should_stop=should_stop, device=chosen, dtype=choose_dtype(chosen), seed=spec.seed
+                emit=show,
+                should_stop=should_stop,
+                device=chosen,
+                dtype=choose_dtype(chosen),
+                seed=spec.seed,
+                **allowed_by(os.environ),
             )
             _carry_out(spec, workspace, context)
     with (folder / "result.json").open(encoding="utf-8") as file:
@@ -121,7 +130,8 @@ def _carry_out(spec: JobSpec, workspace: Workspace, context: "RunContext") -> No
         ) from error
 
 
-def _device(name: str | None) -> "torch.device":
+def pick_device(name: str | None) -> "torch.device":
+    """The device of that name, or the best there is; raise `UserError` when torch does not find it."""
     import torch
 
     from foundry.engine.context import choose_device
@@ -153,7 +163,7 @@ def _only_run_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+def interruptible() -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C or SIGTERM asks the run to stop at its next step; a second one ends it at once."""
     asked = threading.Event()
 

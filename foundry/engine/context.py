@@ -1,7 +1,8 @@
 """What a stage may use of the world outside: a voice, an ear, a device and a seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ class RunContext:
     dtype: torch.dtype
     """Of matrix products: bfloat16 where the hardware is fast at it, else float32. Master weights stay float32."""
     seed: int
+    benchmarks: Path | None = None
+    """The operator's local copies of benchmarks; None leaves them to the hub."""
+    may_run_code: bool = False
+    """Whether the operator lets benchmarks run code that a model wrote."""
 
     def report(self, type: EventType, message: str, *, level: Level = "info", **data: Any) -> None:
         """Tell the supervisor one thing."""
@@ -32,6 +37,15 @@ class RunContext:
         """Tell the supervisor how far the stage is."""
         message = f"{progress.stage} {progress.step}/{progress.steps}"
         self.report(EventType.PROGRESS, message, **progress.model_dump(exclude_none=True))
+
+
+def allowed_by(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments of `RunContext` that the operator sets: FOUNDRY_BENCHMARKS (a folder) and FOUNDRY_ALLOW_CODE (1)."""
+    folder = environment.get("FOUNDRY_BENCHMARKS")
+    return {
+        "benchmarks": Path(folder) if folder else None,
+        "may_run_code": environment.get("FOUNDRY_ALLOW_CODE", "").lower() in ("1", "true", "yes"),
+    }
 
 
 def choose_device() -> torch.device:

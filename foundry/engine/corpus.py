@@ -9,8 +9,9 @@ N: rows, S: tokens of a row, B: rows of a batch.
 import hashlib
 import random
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +64,10 @@ class Packed:
     """True where predicting token t + 1 from t counts: same document, not padding, not prompt."""
     bytes: int
     """UTF-8 bytes of the text of all counted tokens."""
+    documents_NS: torch.Tensor | None = None
+    """Place of each token's document among those that were packed; None when nobody kept count."""
+    document_bytes: Mapping[int, int] = field(default_factory=dict)
+    """`bytes`, by that place."""
 
     def __len__(self) -> int:
         return self.ids_NS.shape[0]
@@ -284,7 +289,8 @@ def _fill(rows: Sequence[Sequence[Encoded]], sequence_tokens: int, tokenizer: Pr
     ids_NS = np.full((len(rows), sequence_tokens), padding, dtype=np.int32)
     positions_NS = np.zeros((len(rows), sequence_tokens), dtype=np.int32)
     targets_NS = np.zeros((len(rows), sequence_tokens), dtype=bool)
-    counted_bytes = 0
+    documents_NS = np.zeros((len(rows), sequence_tokens), dtype=np.int32)
+    document_bytes: Counter[int] = Counter()
     for row, members in enumerate(rows):
         start = 0
         for piece in members:
@@ -292,6 +298,10 @@ def _fill(rows: Sequence[Sequence[Encoded]], sequence_tokens: int, tokenizer: Pr
             ids_NS[row, start:end] = piece.ids_T
             positions_NS[row, start:end] = np.arange(end - start)
             targets_NS[row, start : end - 1] = piece.counted_T[1:]
-            counted_bytes += int(piece.bytes_T[1:][piece.counted_T[1:]].sum())
+            documents_NS[row, start:end] = piece.document
+            document_bytes[piece.document] += int(piece.bytes_T[1:][piece.counted_T[1:]].sum())
             start = end
-    return Packed(torch.from_numpy(ids_NS), torch.from_numpy(positions_NS), torch.from_numpy(targets_NS), counted_bytes)
+    return Packed(
+        torch.from_numpy(ids_NS), torch.from_numpy(positions_NS), torch.from_numpy(targets_NS),
+        bytes=document_bytes.total(), documents_NS=torch.from_numpy(documents_NS), document_bytes=document_bytes,
+    )  # fmt: skip

@@ -26,6 +26,8 @@ class Encoded(NamedTuple):
     """UTF-8 bytes of text that this token adds; 0 for special tokens."""
     may_be_cut: bool
     """Plain text may go on in the next row; an answer without its prompt teaches little."""
+    document: int = 0
+    """Its place among the documents that were encoded together."""
 
     def part(self, start: int, end: int) -> "Encoded":
         """Tokens from `start` to before `end`."""
@@ -35,8 +37,8 @@ class Encoded(NamedTuple):
 
 def encode(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[Encoded]:
     """Each document as tokens, its end marked by EOS where the tokenizer has one."""
-    for document in documents:
-        yield _encode(document, tokenizer)
+    for place, document in enumerate(documents):
+        yield _encode(document, tokenizer)._replace(document=place)
 
 
 def _encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> Encoded:

@@ -18,7 +18,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from foundry.engine import pipeline
-from foundry.engine.context import RunContext, Stopped, choose_device, choose_dtype
+from foundry.engine.context import RunContext, Stopped, allowed_by, choose_device, choose_dtype
 from foundry.engine.workspace import Workspace
 from foundry.errors import FoundryError, OutOfMemory, StorageFull, UserError
 from foundry.spec.lifecycle import EventType, ExitCode, RunEvent
@@ -44,7 +44,12 @@ def main(root: Path) -> int:
     try:
         spec = workspace.spec
         context = RunContext(
-            emit=emit, should_stop=asked.is_set, device=device, dtype=choose_dtype(device), seed=spec.seed
+            emit=emit,
+            should_stop=asked.is_set,
+            device=device,
+            dtype=choose_dtype(device),
+            seed=spec.seed,
+            **allowed_by(os.environ),
         )
         pipeline.run(spec, workspace, context)
     except Stopped:

@@ -1,13 +1,13 @@
 """The folder of one job. A stage is done when its done.json exists; everything is written aside and renamed into place.
 
-spec.json  inputs.json
+spec.json  inputs.json  events.jsonl
 stages/correct/{done.json, teacher/}                              teacher/ only when the correction was kept
 stages/prune/{done.json, .scratch/, TARGET/{plan.json, .growing/, model/}}   names with a dot only while it runs
 stages/distill/{done.json, checkpoints/, TARGET/{model/, history.json}}
 stages/lora/{done.json, TARGET/{adapter/, model/}}
-stages/evaluate/{done.json, TARGET/metrics.json}
+stages/evaluate/{done.json, leaks.json, importance.json, benchmarks.json, TARGET/{metrics.json, samples.json}}
 stages/export/{done.json, TARGET/variant/}
-result.json
+result.json  report/{report.html, report.md, report.json}
 """
 
 import hashlib

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from foundry.spec.record import Count, Rate, Record
+from foundry.spec.suite import find_suite
 
 Axis = Literal["ffn", "hidden", "heads", "kv_heads", "layers", "experts"]
 """ffn: channels of the feed-forward networks. hidden: the residual stream. heads: query heads, the same number from
@@ -155,9 +156,20 @@ class Lora(Record):
 
 
 class Evaluate(Record):
-    """How much held-out text the comparison reads."""
+    """How much held-out text the comparison reads, and which benchmarks the models run."""
 
     tokens: Count = 65_536
+    samples: Annotated[int, Field(ge=0, le=32)] = 4
+    """Held-out documents whose beginnings every model continues in the report, which quotes them; 0 quotes nothing."""
+    suite: str | None = None
+    """minitron or quick; None runs no benchmarks."""
+    limit: Count | None = None
+    """Examples of each task, in place of the suite's own limit."""
+
+    @field_validator("suite")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        return find_suite(name).name if name is not None else None
 
 
 class Export(Record):

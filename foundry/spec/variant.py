@@ -65,8 +65,23 @@ class Metrics(Record):
     kl_to_teacher: float | None = None
     top1_agreement_ratio: float | None = None
     """Share of held-out positions where the most likely next token is the teacher's."""
+    top5_agreement_ratio: float | None = None
+    """Share of held-out positions where the teacher's most likely token is among this model's five likeliest."""
+    loss_over_teacher: float | None = None
+    """Held-out loss minus that of the teacher on the same tokens."""
+    exact_match_ratio: float | None = None
+    """Share of held-out prompts whose greedy answer is the completion, letter case, articles and marks aside."""
+    f1_ratio: float | None = None
+    """Mean over those prompts of the overlap of words between answer and completion (F1 as in SQuAD)."""
+    answers: int | None = None
+    """Held-out prompts that were answered."""
     tokens: int | None = None
     """Held-out tokens that were scored."""
+    documents: int | None = None
+    """Held-out documents that they came from."""
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """95 % intervals by the name of the figure above: bootstrap over documents, one set of resamples for all models of
+    a job. A figure of too few documents has none."""
     prompt_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
     load_ms: float | None = None

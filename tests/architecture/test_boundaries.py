@@ -17,7 +17,14 @@ def _loaded_after(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import foundry", "import foundry; foundry.Foundry", "import api.app", "import foundry.cli"]
+    "statement",
+    [
+        "import foundry",
+        "import foundry; foundry.Foundry",
+        "import api.app",
+        "import foundry.cli",
+        "import foundry.engine.report.make",
+    ],
 )
 def test_import_loads_no_torch_when_fresh(statement: str) -> None:
     loaded = _loaded_after(statement)

@@ -1,11 +1,12 @@
 """How well a model predicts held-out text, and how close it is to its teacher.
 
-T: counted tokens of a chunk, V: vocabulary, H and G: hidden of student and teacher.
+T: counted tokens, V: vocabulary, H: hidden, D: documents.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,6 +18,19 @@ from foundry.engine.products import chunk_tokens, inner_dtype, logits_of, operan
 from foundry.errors import DamagedCheckpoint
 
 _BATCH_TOKENS = 4096
+_NEAR = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerDocument:
+    """Sums over the counted tokens of each document, in float64: what intervals are made from."""
+
+    tokens_D: np.ndarray
+    bytes_D: np.ndarray
+    nats_D: np.ndarray
+    kl_D: np.ndarray
+    top1_D: np.ndarray
+    top5_D: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +45,12 @@ class Comparison:
     kl_to_teacher: float | None
     """KL(teacher || student) in nats per token."""
     top1_agreement_ratio: float | None
+    """Share of tokens where the student's likeliest is the teacher's."""
+    top5_agreement_ratio: float | None
+    """Share of tokens where the teacher's likeliest is among the student's five likeliest."""
     tokens: int
+    per_document: PerDocument | None = field(default=None, repr=False, compare=False)
+    """Of the documents in which anything counts; None when the text does not know its documents."""
 
 
 @torch.no_grad()
@@ -45,7 +64,7 @@ def compare(
     """
     if teacher is not None:
         check_same_vocabulary(student, teacher)
-    sums = torch.zeros(3, dtype=torch.float64, device=context.device)
+    found: list[Tensor] = []
     rows = batch_rows or max(1, _BATCH_TOKENS // packed.sequence_tokens)
     with inner_dtype(context.dtype, context.device):
         for batch in packed.batches(rows, context.device):
@@ -57,18 +76,39 @@ def compare(
                 for model in (student, teacher)
                 if model is not None
             ]
-            sums += sums_of(labels_T, *outputs)
+            found.append(figures_of(labels_T, *outputs))
+    return _summed(torch.cat(found).cpu().numpy(), packed, with_teacher=teacher is not None)
+
+
+def _summed(figures_T4: np.ndarray, packed: Packed, *, with_teacher: bool) -> Comparison:
     tokens = packed.counted_tokens
-    total_nats, total_kl, agreed = sums.tolist()
+    total_nats, total_kl, agreed, near = figures_T4.sum(axis=0).tolist()
     loss = total_nats / tokens
     return Comparison(
         held_out_loss=loss,
         perplexity=math.exp(min(loss, 700)),
         bits_per_byte=total_nats / math.log(2) / packed.bytes if packed.bytes else None,
-        kl_to_teacher=total_kl / tokens if teacher is not None else None,
-        top1_agreement_ratio=agreed / tokens if teacher is not None else None,
+        kl_to_teacher=total_kl / tokens if with_teacher else None,
+        top1_agreement_ratio=agreed / tokens if with_teacher else None,
+        top5_agreement_ratio=near / tokens if with_teacher else None,
         tokens=tokens,
+        per_document=_by_document(figures_T4, packed),
     )
+
+
+def _by_document(figures_T4: np.ndarray, packed: Packed) -> PerDocument | None:
+    if packed.documents_NS is None:
+        return None
+    document_T = packed.documents_NS[packed.targets_NS].numpy()
+    documents = int(document_T.max()) + 1
+    tokens_D = np.bincount(document_T, minlength=documents).astype(np.float64)
+    bytes_D = np.asarray([packed.document_bytes.get(place, 0) for place in range(documents)], dtype=np.float64)
+    counted_D = tokens_D > 0
+    sums = [np.bincount(document_T, weights=column_T, minlength=documents)[counted_D] for column_T in figures_T4.T]
+    return PerDocument(
+        tokens_D=tokens_D[counted_D], bytes_D=bytes_D[counted_D], nats_D=sums[0], kl_D=sums[1], top1_D=sums[2],
+        top5_D=sums[3],
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,15 +120,18 @@ class Outputs:
     softcap: float | None
 
 
-def sums_of(labels_T: Tensor, student: Outputs, teacher: Outputs | None = None) -> Tensor:
-    """Sums over T of cross entropy, KL(teacher || student) and top-1 agreement, in float64; the last two may be 0."""
-    sums = torch.zeros(3, dtype=torch.float64, device=labels_T.device)
+def figures_of(labels_T: Tensor, student: Outputs, teacher: Outputs | None = None) -> Tensor:
+    """Cross entropy, KL(teacher || student), top-1 and top-5 agreement of every token [T, 4], in float64.
+
+    All but the first are 0 without a teacher. Logits exist for a few tokens at a time.
+    """
     step = chunk_tokens(student.head_VH.shape[0], labels_T.device)
-    for start in range(0, len(labels_T), step):
-        part = slice(start, start + step)
-        teacher_TV = _logits(teacher, part) if teacher is not None else None
-        sums += _chunk_sums(_logits(student, part), teacher_TV, labels_T[part])
-    return sums
+    parts = [slice(start, start + step) for start in range(0, len(labels_T), step)]
+    found = [
+        _chunk(_logits(student, part), None if teacher is None else _logits(teacher, part), labels_T[part])
+        for part in parts
+    ]
+    return torch.cat(found) if found else torch.zeros((0, 4), dtype=torch.float64, device=labels_T.device)
 
 
 def _outputs(model: PreTrainedModel, inputs: dict[str, object], targets_BS: Tensor, context: RunContext) -> Outputs:
@@ -101,17 +144,19 @@ def _logits(outputs: Outputs, part: slice) -> Tensor:
     return logits_of(outputs.hidden_TH[part], outputs.head_VH, outputs.softcap)
 
 
-def _chunk_sums(student_TV: Tensor, teacher_TV: Tensor | None, labels_T: Tensor) -> Tensor:
-    """Sums over T of cross entropy, KL(teacher || student) and top-1 agreement, in float64."""
+def _chunk(student_TV: Tensor, teacher_TV: Tensor | None, labels_T: Tensor) -> Tensor:
     _, student_TV, student_log_sum_T = softmax(student_TV)
-    nats = (student_log_sum_T - student_TV.gather(1, labels_T[:, None]).squeeze(1)).double().sum()
+    nats_T = student_log_sum_T - student_TV.gather(1, labels_T[:, None]).squeeze(1)
     if teacher_TV is None:
-        return torch.stack([nats, nats.new_zeros(()), nats.new_zeros(())])
+        none_T = torch.zeros_like(nats_T)
+        return torch.stack([nats_T, none_T, none_T, none_T], dim=1).double()
     p_TV, teacher_TV, teacher_log_sum_T = softmax(teacher_TV)
-    agreed = (student_TV.argmax(dim=1) == teacher_TV.argmax(dim=1)).sum().double()
+    likeliest_T1 = teacher_TV.argmax(dim=1, keepdim=True)
+    above_T = (student_TV > student_TV.gather(1, likeliest_T1)).sum(dim=1)
     # KL = sum p (log p - log q) = sum p (z_p - z_q) - log sum exp z_p + log sum exp z_q
     distance_T = teacher_TV.sub_(student_TV).mul_(p_TV).sum(dim=1)
-    return torch.stack([nats, (distance_T - teacher_log_sum_T + student_log_sum_T).double().sum(), agreed])
+    kl_T = distance_T - teacher_log_sum_T + student_log_sum_T
+    return torch.stack([nats_T, kl_T, above_T == 0, above_T < _NEAR], dim=1).double()
 
 
 def check_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foundry.engine.context import RunContext, Stopped
-from foundry.engine.evaluate.compare import Outputs, sums_of
+from foundry.engine.evaluate.compare import Outputs, figures_of
 from foundry.engine.products import inner_dtype, operand
 from foundry.engine.prune.layers import StreamedModel
 from foundry.engine.prune.texts import Texts
@@ -67,6 +67,6 @@ def losses_with(teacher: StreamedModel, texts: Texts, sets: Sequence[Layers], co
             for rows, stream in zip(batches, streams[tuple(kept)], strict=True):
                 targets_BS, labels_T = texts.labels(rows, context.device)
                 read = operand(end.hidden(stream)[targets_BS], context.dtype)
-                total += float(sums_of(labels_T, Outputs(read, head_VH, end.softcap))[0])
+                total += float(figures_of(labels_T, Outputs(read, head_VH, end.softcap))[:, 0].sum())
             losses.append(total / texts.counted(texts.depth))
     return losses

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from foundry.engine.context import RunContext, Stopped
-from foundry.engine.evaluate.compare import Outputs, sums_of
+from foundry.engine.evaluate.compare import Outputs, figures_of
 from foundry.engine.products import inner_dtype, operand
 from foundry.engine.prune.calibrate import Calibration
 from foundry.engine.prune.layers import StreamedModel
@@ -89,12 +89,12 @@ class Growth:
                 targets_BS, labels_T = self._texts.labels(rows, device)
                 read_BSD = mine.hidden(stream[self._place(number)].to(device))
                 read_BSH = choice[rows.start - start : rows.stop - start].to(device)
-                sums = sums_of(
+                figures = figures_of(
                     labels_T,
                     Outputs(operand(read_BSD[targets_BS], dtype), heads[0], mine.softcap),
                     Outputs(operand(read_BSH[targets_BS], dtype), heads[1], theirs.softcap),
                 )
-                total += float(sums[1])
+                total += float(figures[:, 1].sum())
         return total / self._texts.counted(self._texts.choice)
 
     def _begin(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from foundry.engine.export.manifest import check_folder
 from tests import tiny
 from tests.integration.cli.upped import command, wait_for
 
@@ -43,4 +44,12 @@ def test_run_stops_with_a_checkpoint_on_ctrl_c_and_the_same_command_goes_on(tmp_
     variant = tmp_path / ended.stdout.splitlines()[-1]
     manifest = json.loads((variant / "manifest.json").read_text())
     assert manifest["parameters"] <= 30_000 and (variant / "safetensors" / "model.safetensors").is_file()
+    assert {"report.html", "report.md", "report.json"} <= {file.path for file in check_folder(variant).files}
+    report = json.loads((variant / "report.json").read_text())
+    assert report["status"] == "succeeded" and report["cost"]["attempts"] == 2
+    assert [stage["stage"] for stage in report["stages"]] == ["prune", "distill", "evaluate", "export"]
+    again = subprocess.run(
+        command("report", "out", "-o", "elsewhere"), cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert again.stdout.splitlines()[0] == "elsewhere/report.html" and (tmp_path / "elsewhere/report.html").is_file()
     assert "distilled" in ended.stdout and "perplexity" in ended.stdout

@@ -48,6 +48,27 @@ def test_compare_equals_the_float64_definition_of_every_figure(
     assert found.bits_per_byte == pytest.approx(float(nats) / math.log(2) / text.bytes, rel=1e-6)
     assert found.kl_to_teacher == pytest.approx(float(kl) / len(labels_T), rel=1e-5)
     assert found.top1_agreement_ratio == pytest.approx(float(agreed) / len(labels_T))
+    near = (log_q_TV.topk(5, dim=-1).indices == log_p_TV.argmax(-1)[:, None]).any(dim=-1).sum()
+    assert found.top5_agreement_ratio == pytest.approx(float(near) / len(labels_T))
+    assert float(agreed) < float(near) < len(labels_T), "the case tells the two apart"
+
+
+def test_compare_knows_the_part_of_every_document_when_rows_mix_and_cut_them(context: RunContext) -> None:
+    tokenizer = tiny.new_tokenizer()
+    documents = [Document(key=str(n), text=tiny.sentence(n, 6 + 9 * n)) for n in range(5)]
+    text = pack(documents, tokenizer, 24)
+    student, teacher = tiny.new_model(ffn=32, seed=3), tiny.new_model(seed=4)
+    found = compare(student, teacher, text, context)
+    per = found.per_document
+    assert per is not None and len(per.tokens_D) == 5
+    assert per.tokens_D.sum() == found.tokens and per.bytes_D.sum() == text.bytes
+    assert per.nats_D.sum() / found.tokens == pytest.approx(found.held_out_loss)
+    assert per.kl_D.sum() / found.tokens == pytest.approx(found.kl_to_teacher)
+    alone = pack(documents[:1], tokenizer, 24)
+    first = compare(student, teacher, alone, context)
+    assert first.tokens == per.tokens_D[0], "the first document begins a row and fits into it"
+    assert alone.bytes == per.bytes_D[0]
+    assert per.nats_D[0] == pytest.approx(first.held_out_loss * first.tokens, rel=1e-5)
 
 
 def test_compare_finds_no_distance_when_a_model_is_its_own_teacher(context: RunContext, text: Packed) -> None:

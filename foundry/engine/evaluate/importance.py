@@ -1,0 +1,110 @@
+"""Where in the teacher the work is done: the Minitron statistic of every axis and layer, for people to look at.
+
+It is measured again on held-out text instead of kept from the prune stage, so that it also exists for a teacher that
+was not cut, and no plan depends on it. B: sequences, S: positions, C: channels.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from foundry.engine.context import RunContext, Stopped
+from foundry.engine.corpus import Packed
+from foundry.engine.models import trunk_and_head
+from foundry.spec.family import Family, Role, Shape
+
+_TOKENS = 8192
+_BINS = 48
+_PLACES: dict[str, Role] = {"heads": "o", "ffn": "down", "hidden": "attention_norm"}
+
+
+@torch.no_grad()
+def importance(
+    model: PreTrainedModel, family: Family, shape: Shape, packed: Packed, context: RunContext
+) -> dict[str, Any]:
+    """One score for each layer, and for each layer those of its heads, and in falling order of its ffn and hidden.
+
+    A channel's score is sqrt(sum_b (mean_s |x|)^2) of what the projection behind it reads (arXiv 2407.14679, section
+    2.2), a head's the length of its channels' scores; a layer's is 1 - mean cos(input, output) (arXiv 2403.03853). An
+    axis whose place the family does not have, such as the ffn of experts, is left out. Raises `Stopped`.
+    """
+    listening = _Listening(family, shape, context.device)
+    rows = max(1, min(len(packed), _TOKENS // packed.sequence_tokens))
+    trunk = trunk_and_head(model).trunk
+    with listening.to(model):
+        for start in range(rows):
+            if context.should_stop():
+                raise Stopped
+            batch = packed.batch(slice(start, start + 1), context.device)
+            trunk(**batch.model_inputs())
+            listening.tokens += batch.ids_BS.numel()
+    return listening.found()
+
+
+class _Listening:
+    def __init__(self, family: Family, shape: Shape, device: torch.device) -> None:
+        self._family, self._shape = family, shape
+        self._squares: dict[str, list[Tensor | None]] = {axis: [None] * shape.layers for axis in _PLACES}
+        self._cosines_L = torch.zeros(shape.layers, dtype=torch.float64, device=device)
+        self.tokens = 0
+
+    @contextmanager
+    def to(self, model: nn.Module) -> Iterator[None]:
+        handles = [handle for layer in range(self._shape.layers) for handle in self._hooks(model, layer)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hooks(self, model: nn.Module, layer: int) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        for axis, role in _PLACES.items():
+            weight = self._family.find(role)
+            if weight is None or (axis == "ffn" and self._shape.experts):
+                continue
+            module = model.get_submodule(self._family.module_of(weight, layer))
+
+            def hear_input(_: nn.Module, args: tuple[Tensor, ...], axis: str = axis) -> None:
+                self._add(axis, layer, args[0])
+
+            def hear_output(_: nn.Module, args: tuple[Tensor, ...], output: Tensor, axis: str = axis) -> None:
+                self._add(axis, layer, output)
+
+            if axis == "hidden":
+                yield module.register_forward_hook(hear_output)
+            else:
+                yield module.register_forward_pre_hook(hear_input)
+
+        def hear_block(_: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+            after = output if isinstance(output, Tensor) else output[0]
+            self._cosines_L[layer] += torch.cosine_similarity(args[0].float(), after.float(), dim=-1).double().sum()
+
+        yield model.get_submodule(self._family.layer_module.format(layer=layer)).register_forward_hook(hear_block)
+
+    def _add(self, axis: str, layer: int, x_BSC: Tensor) -> None:
+        squares_C = x_BSC.float().abs().mean(dim=1).double().square().sum(dim=0)
+        before_C = self._squares[axis][layer]
+        self._squares[axis][layer] = squares_C if before_C is None else before_C + squares_C
+
+    def found(self) -> dict[str, Any]:
+        scores: dict[str, Any] = {"layers": (1 - self._cosines_L / self.tokens).tolist()}
+        for axis, squares in self._squares.items():
+            heard = [squares_C for squares_C in squares if squares_C is not None]
+            if len(heard) < len(squares):
+                continue
+            if axis == "heads":
+                heard = [squares_C.view(self._shape.heads, -1).sum(dim=1) for squares_C in heard]
+                scores[axis] = [squares_C.sqrt().tolist() for squares_C in heard]
+            else:
+                scores[axis] = [_bins(squares_C.sqrt()) for squares_C in heard]
+        return {"tokens": self.tokens, "scores": scores}
+
+
+def _bins(score_C: Tensor) -> list[float]:
+    """The scores in falling order, as means of at most 48 stretches: which channel is which says nothing to people."""
+    falling_C = score_C.sort(descending=True).values
+    return [float(part.mean()) for part in falling_C.tensor_split(min(_BINS, len(falling_C)))]
