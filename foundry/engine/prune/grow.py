@@ -3,8 +3,11 @@
 N rows, S positions, H teacher's hidden, D student's hidden.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from foundry.engine.context import RunContext, Stopped
+from foundry.engine.distill.divergences import forward_kl
+from foundry.engine.distill.losses import Head, Whole, match
 from foundry.engine.evaluate.compare import Outputs, figures_of
 from foundry.engine.products import inner_dtype, operand
 from foundry.engine.prune.calibrate import Calibration
 from foundry.engine.prune.layers import StreamedModel
-from foundry.engine.prune.local import learn
+from foundry.engine.prune.local import learn, relative_error
 from foundry.engine.prune.slicer import Slicer
 from foundry.engine.prune.streams import StreamFile, new_stream
 from foundry.engine.prune.texts import Texts
@@ -136,17 +141,51 @@ class Growth:
         assert self._lesson is not None
         following = (*self._plan.layers[1:], self._plan.teacher_shape.layers)[layer]
         wanted = self._lesson.goals(following)
+        dtypes = [self._slicer.dtype(place) for place in self._student.places(layer)]
+        stored = max(dtypes, key=lambda dtype: dtype.itemsize)
+        learn_from = partial(
+            learn, module, batches=self._learned, hidden=self._plan.shape.hidden, epochs=self._lesson.epochs,
+            seed=self._context.seed, stored=stored,
+        )  # fmt: skip
+        if layer == self._plan.shape.layers - 1 and not os.environ.get("NOKL"):
+            with self._ends() as distance:
+                return learn_from(error=lambda number: distance(output(number), wanted, number))
         rows = self._lesson.rows
         size = (rows.stop - rows.start, self._texts.packed.sequence_tokens, self._plan.shape.hidden)
         goals = StreamFile(self._folder / "goals.bin", size, self._context.dtype)
         for number in range(self._learned):
             some = self._batches[number]
             goals[some] = wanted[some].to(self._context.device).float() @ self._slicer.axes_HD
-        return learn(
-            module, output, lambda number: goals[self._batches[number]].to(self._context.device), self._learned,
-            hidden=self._plan.shape.hidden, epochs=self._lesson.epochs, seed=self._context.seed,
-            stored=max(map(self._slicer.dtype, self._student.places(layer)), key=lambda dtype: dtype.itemsize),
-        )  # fmt: skip
+
+        def error(number: int) -> Tensor:
+            return relative_error(output(number), goals[self._batches[number]].to(self._context.device))
+
+        return learn_from(error=error)
+
+    @contextmanager
+    def _ends(self) -> Iterator[Callable[[Tensor, StreamFile, int], Tensor]]:
+        """A function that gives the KL from teacher to student, from the streams behind their last layers.
+
+        What is read there is a distribution, and only that: the last layer need not put out the teacher's stream.
+        """
+        dtype, device = self._context.dtype, self._context.device
+        with self._student.end() as mine, self._calibration.teacher.end() as theirs, inner_dtype(dtype, device):
+            heads = [Head(operand(end.head_VH, dtype), end.softcap) for end in (mine, theirs)]
+
+            def distance(stream_BSD: Tensor, wanted: StreamFile, number: int) -> Tensor:
+                rows = self._batches[number]
+                targets_BS, labels_T = self._texts.labels(rows, device)
+                with self._autocast():
+                    read_TD = mine.hidden(stream_BSD)[targets_BS].float()
+                with torch.no_grad():
+                    goal_TH = theirs.hidden(wanted[rows].to(device))[targets_BS]
+                teacher = Whole(goal_TH, heads[1])
+                scored = match(read_TD, heads[0], teacher, forward_kl, dtype=dtype, scale=1 / max(1, len(labels_T)))
+                # A number whose gradient is the one that `match` has found.
+                toward = (read_TD * scored.hidden_TH).sum()
+                return scored.total.float() + toward - toward.detach()
+
+            yield distance
 
     def _place(self, number: int) -> slice:
         """Where a batch's rows lie in the student's streams: the choice follows right behind what is learned from."""

@@ -2,11 +2,10 @@
 
 The layer gets the stream that the repaired layers below it give, and the goal is the teacher's stream at the same
 place, seen through the map between the two streams. So each layer also makes up for what those before it have lost, and
-for layers of the teacher that were dropped behind it. No logits and no backward pass through more than one layer.
-(Blockwise local distillation, as in NVIDIA's ModelOpt; here one block after the other, with the teacher's own stream as
-the goal.)
+for layers of the teacher that were dropped behind it. Nothing goes backward through more than one layer. (Blockwise
+local distillation, as in NVIDIA's ModelOpt; here one block after the other, with the teacher's own stream as the goal.)
 
-B rows, S positions, D student's hidden.
+B rows, S positions, T counted tokens, D student's hidden, H teacher's.
 """
 
 import math
@@ -21,25 +20,27 @@ _WARMUP_STEPS = 5
 _WATCHED_SHARE = 1 / 16
 """Of the batches: a layer's new weights stay only if they are better on these, which it does not learn from."""
 
+Error = Callable[[int], Tensor]
+"""What is to fall, of a batch: a scalar that knows its gradient."""
+
 
 def learn(
-    module: nn.Module, output: Callable[[int], Tensor], goal: Callable[[int], Tensor], batches: int, *,
-    hidden: int, epochs: int, seed: int, stored: torch.dtype,
-) -> tuple[float, float]:  # fmt: skip
-    """Train a layer in place, its weights in float32; `output` and `goal` give the stream [B, S, D] of a batch.
+    module: nn.Module, error: Error, batches: int, *, hidden: int, epochs: int, seed: int, stored: torch.dtype
+) -> tuple[float, float]:
+    """Train a layer in place, its weights in float32.
 
-    Returns the relative squared error on watched batches before and after. Weights come as the `stored` type has them
-    and are rounded to it again before they are judged; a layer that does not get better keeps its old ones.
+    Returns the error on watched batches before and after. Weights come as the `stored` type has them and are rounded to
+    it again before they are judged; a layer that does not get better keeps its old ones.
     """
     watched = max(1, int(batches * _WATCHED_SHARE)) if batches > 1 else 0
     judged = range(batches - watched if watched else 0, batches)
-    before = _error(output, goal, judged)
+    before = _mean(error, judged)
     kept = {name: value.detach().to(stored, copy=True) for name, value in module.state_dict().items()}
-    _descend(list(module.parameters()), output, goal, range(batches - watched), hidden, epochs, seed)
+    _descend(list(module.parameters()), error, range(batches - watched), hidden, epochs, seed)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(parameter.to(stored))
-    after = _error(output, goal, judged)
+    after = _mean(error, judged)
     if not after < before:
         module.load_state_dict(kept)
         after = before
@@ -47,9 +48,8 @@ def learn(
 
 
 def _descend(
-    parameters: Sequence[nn.Parameter], output: Callable[[int], Tensor], goal: Callable[[int], Tensor],
-    batches: Sequence[int], hidden: int, epochs: int, seed: int,
-) -> None:  # fmt: skip
+    parameters: Sequence[nn.Parameter], error: Error, batches: Sequence[int], hidden: int, epochs: int, seed: int
+) -> None:
     peak = _RATE / math.sqrt(hidden)
     # Fused: the other kinds hold temporary copies of all weights, and are slower.
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
@@ -62,7 +62,7 @@ def _descend(
             warm = min(1.0, (step + 1) / _WARMUP_STEPS)
             for group in optimizer.param_groups:
                 group["lr"] = peak * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
-            torch.autograd.backward(_relative(output(number), goal(number)))
+            torch.autograd.backward(error(number))
             optimizer.step()
             optimizer.zero_grad()
             step += 1
@@ -71,12 +71,12 @@ def _descend(
 
 
 @torch.no_grad()
-def _error(output: Callable[[int], Tensor], goal: Callable[[int], Tensor], batches: Sequence[int]) -> float:
-    errors = [float(_relative(output(number), goal(number))) for number in batches]
+def _mean(error: Error, batches: Sequence[int]) -> float:
+    errors = [float(error(number)) for number in batches]
     return math.fsum(errors) / len(errors)
 
 
-def _relative(output_BSD: Tensor, goal_BSD: Tensor) -> Tensor:
+def relative_error(output_BSD: Tensor, goal_BSD: Tensor) -> Tensor:
     """The squared error as a share of the goal's squares."""
     goal = goal_BSD.float()
     return (output_BSD.float() - goal).square().mean() / goal.square().mean()
