@@ -257,6 +257,7 @@ def _ask_both(folder: Path, manifest: VariantManifest, prompt: str) -> None:
 def _closing(folder: Path, args: argparse.Namespace) -> None:
     lines = [
         f"The variant, with its manifest and model card: {_short(folder)}",
+        f"How good it is, as a page for the browser: {_short(folder / 'report.html')}",
         f"Database, artifacts and workspaces of the service: {_short(args.folder / 'home')}",
         "",
         "Next, with a model of your own (a folder, or ORG/NAME on the hub):",

@@ -112,6 +112,8 @@ def show(result: SuiteResult) -> None:
     out().print(results_table(result))
     if (beside := published_table(result)) is not None:
         out().print(beside)
+    if (others := published(result.suite)) is not None:
+        say(f"Published figures: {others.source}", style="dim")
     for task in result.tasks:
         if task.note:
             say(f"{task.task}: {task.note}", style="yellow" if task.status != "done" else "dim")
@@ -138,7 +140,7 @@ def published_table(result: SuiteResult) -> Table | None:
         return None
     titles = [task.title for task in result.tasks]
     rows = table("model", right=titles, narrow=True)
-    rows.title, rows.caption = table_of.title, table_of.source
+    rows.title = table_of.title
     for row in table_of.rows:
         rows.add_row(row.model, *(f"{row.scores[t.task]:.2f}" if t.task in row.scores else "" for t in result.tasks))
     rows.add_section()

@@ -35,6 +35,5 @@ def run_benchmarks(spec: JobSpec, workspace: Workspace, context: "RunContext") -
     results = []
     for name, folder in models.items():
         output = workspace.stage("evaluate") / "benchmarks" / name
-        result = evaluate_model(folder, suite, output, conditions, context)
-        results.append(result.model_copy(update={"model": name}))
+        results.append(evaluate_model(folder, suite, output, conditions, context, name=name))
         write_json(workspace.stage("evaluate") / NAME, [result.model_dump(mode="json") for result in results])

@@ -17,7 +17,7 @@ from foundry.engine.corpus import Packed
 from foundry.engine.models import trunk_and_head
 from foundry.spec.family import Family, Role, Shape
 
-_TOKENS = 8192
+_TOKENS = 2048
 _BINS = 48
 _PLACES: dict[str, Role] = {"heads": "o", "ffn": "down", "hidden": "attention_norm"}
 

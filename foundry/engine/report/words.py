@@ -50,12 +50,14 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def spread(interval: tuple[float, float] | None, kind: str = "decimals") -> str:
+def spread(interval: tuple[float, float] | None, kind: str = "decimals", places: int = 3) -> str:
     """An interval in the words of its figure."""
     if interval is None:
         return ""
-    say = {"decimals": decimals, "share": share, "signed": signed}[kind]
-    return f"{say(interval[0])} to {say(interval[1])}"
+    if kind == "share":
+        return f"{share(interval[0])} to {share(interval[1])}"
+    say = {"decimals": decimals, "signed": signed}[kind]
+    return f"{say(interval[0], places)} to {say(interval[1], places)}"
 
 
 def shape(value: Shape | None) -> str:

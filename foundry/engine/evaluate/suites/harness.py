@@ -1,5 +1,6 @@
 """A model of ours as the harness asks it, so that a run can be stopped between two batches."""
 
+import sys
 from typing import Any
 
 import torch
@@ -12,6 +13,11 @@ _BATCH_TOKENS = 16_384
 _MOST_ROWS = 16
 
 
+def _unseen() -> bool:
+    """Whether nobody can see a bar move: in a worker it would push out the lines that say why a run has failed."""
+    return not sys.stderr.isatty()
+
+
 class HarnessModel(HFLM):  # type: ignore[misc]  # the harness has no types
     """The harness's own class for transformers; the answers are its own."""
 
@@ -20,6 +26,15 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # the harness has no types
         rows = max(1, min(_MOST_ROWS, _BATCH_TOKENS // limit))
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=rows, backend="causal")
         self._run = context
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or _unseen())
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or _unseen())
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        return super().generate_until(requests, disable_tqdm=disable_tqdm or _unseen())
 
     def _model_call(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._stop_when_asked()

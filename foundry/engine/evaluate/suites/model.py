@@ -15,15 +15,15 @@ from foundry.spec.suite import Suite, SuiteResult
 
 def evaluate_model(
     model: str | Path, suite: Suite, output: Path, conditions: Conditions, context: RunContext, *,
-    manager: TaskManager | None = None,
+    name: str | None = None, manager: TaskManager | None = None,
 ) -> SuiteResult:  # fmt: skip
     """Score a folder, a hub id or a variant's folder in every task of a suite; each result lies in `output`.
 
     Progress is one event a task through `context`; results that stand there from an earlier run are kept. Raises
     `TeacherNotFound`, `DamagedCheckpoint` when the model does not load, `OutOfMemory`, and `Stopped`.
     """
-    folder, name = find_model(model)
+    folder, found = find_model(model)
     open_checkpoint(folder)
     opened = load_model(folder, dtype=context.dtype, device=context.device)
     lm = HarnessModel(opened, load_tokenizer(folder), context)
-    return run_suite(suite, lm, name, checkpoint_sha256(folder), output, conditions, context, manager=manager)
+    return run_suite(suite, lm, name or found, checkpoint_sha256(folder), output, conditions, context, manager=manager)
