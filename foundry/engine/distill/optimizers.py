@@ -26,19 +26,17 @@ class Update:
     def __init__(self, named: Mapping[str, nn.Parameter], embeddings: set[int], kind: OptimizerName) -> None:
         self._named = named
         matrices = [p for p in named.values() if p.ndim >= 2 and id(p) not in embeddings]
-        orthogonal = {id(p) for p in matrices if p.ndim == 2} if kind == "muon" else set()
-        decayed = [p for p in matrices if id(p) not in orthogonal]
-        matrix_ids = {id(p) for p in matrices}
-        others = [p for p in named.values() if id(p) not in matrix_ids]
+        orthogonal = [p for p in matrices if p.ndim == 2 and kind == "muon"]
+        known, taken = {id(p) for p in matrices}, {id(p) for p in orthogonal}
+        decayed = [p for p in matrices if id(p) not in taken]
+        others = [p for p in named.values() if id(p) not in known]
         groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+        self._optimizers: list[Optimizer] = []
         if given := [group for group in groups if group["params"]]:
-            self._optimizers: list[Optimizer] = [AdamW(given, betas=_BETAS, fused=True)]
-        else:
-            self._optimizers = []
+            self._optimizers.append(AdamW(given, betas=_BETAS, fused=True))
         if orthogonal:
-            chosen = [p for p in matrices if id(p) in orthogonal]
             self._optimizers.append(
-                Muon(chosen, weight_decay=_WEIGHT_DECAY, momentum=_MOMENTUM, adjust_lr_fn="match_rms_adamw")
+                Muon(orthogonal, weight_decay=_WEIGHT_DECAY, momentum=_MOMENTUM, adjust_lr_fn="match_rms_adamw")
             )
 
     @property
