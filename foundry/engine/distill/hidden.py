@@ -123,8 +123,11 @@ class HiddenMatch(nn.Module):
 @contextmanager
 def watching(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Within this, the outputs [B, S, hidden] of these layers are in the dictionary after a forward pass."""
-    pattern = family_of(model.config.to_dict()).layer_module
     seen: dict[int, Tensor] = {}
+    if not layers:
+        yield seen
+        return
+    pattern = family_of(model.config.to_dict()).layer_module
 
     def keep(layer: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:

@@ -7,12 +7,48 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from foundry.engine.context import choose_dtype
 from foundry.spec.stages import OptimizerName
 
 _BETAS = (0.9, 0.95)
 _MOMENTUM = 0.95
 _WEIGHT_DECAY = 0.1
-_STATE: dict[type[Optimizer], tuple[str, ...]] = {AdamW: ("exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+
+
+class _ExactMuon(Muon):
+    """PyTorch's Muon with its iteration in float32: on a processor without bfloat16 instructions that is far faster."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = orthogonal(parameter.grad.lerp(momentum, group["momentum"]))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-0.2 * group["lr"] * max(parameter.shape) ** 0.5)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """U V' of the matrix U S V', nearly: a few Newton-Schulz iterations bring its singular values near 1."""
+    a, b, c = _COEFFICIENTS
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x: Tensor = wide / wide.norm().clamp_min(1e-7)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+_STATE: dict[type[Optimizer], tuple[str, ...]] = {
+    AdamW: ("exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",), _ExactMuon: ("momentum_buffer",),
+}  # fmt: skip
 """What each keeps for a parameter, of the parameter's shape."""
 
 
@@ -26,19 +62,19 @@ class Update:
     def __init__(self, named: Mapping[str, nn.Parameter], embeddings: set[int], kind: OptimizerName) -> None:
         self._named = named
         matrices = [p for p in named.values() if p.ndim >= 2 and id(p) not in embeddings]
-        orthogonal = {id(p) for p in matrices if p.ndim == 2} if kind == "muon" else set()
-        decayed = [p for p in matrices if id(p) not in orthogonal]
-        matrix_ids = {id(p) for p in matrices}
-        others = [p for p in named.values() if id(p) not in matrix_ids]
+        turned = [p for p in matrices if p.ndim == 2 and kind == "muon"]
+        known, taken = {id(p) for p in matrices}, {id(p) for p in turned}
+        decayed = [p for p in matrices if id(p) not in taken]
+        others = [p for p in named.values() if id(p) not in known]
         groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+        self._optimizers: list[Optimizer] = []
         if given := [group for group in groups if group["params"]]:
-            self._optimizers: list[Optimizer] = [AdamW(given, betas=_BETAS, fused=True)]
-        else:
-            self._optimizers = []
-        if orthogonal:
-            chosen = [p for p in matrices if id(p) in orthogonal]
+            self._optimizers.append(AdamW(given, betas=_BETAS, fused=True))
+        if turned:
+            native = choose_dtype(turned[0].device) == torch.bfloat16
+            kind_of_muon = Muon if native else _ExactMuon
             self._optimizers.append(
-                Muon(chosen, weight_decay=_WEIGHT_DECAY, momentum=_MOMENTUM, adjust_lr_fn="match_rms_adamw")
+                kind_of_muon(turned, weight_decay=_WEIGHT_DECAY, momentum=_MOMENTUM, adjust_lr_fn="match_rms_adamw")
             )
 
     @property

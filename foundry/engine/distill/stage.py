@@ -128,8 +128,8 @@ def _plan(workspace: Workspace, target: str) -> PrunePlan:
 def _pairs(config: Distill, target: str, workspace: Workspace) -> Pairs | None:
     if config.hidden is None:
         return None
-    shape = _plan(workspace, target).teacher_shape
-    return Pairs.of(config.hidden, _plan(workspace, target).layers, shape.layers, shape.hidden)
+    plan = _plan(workspace, target)
+    return Pairs.of(config.hidden, plan.layers, plan.teacher_shape.layers, plan.teacher_shape.hidden)
 
 
 def _learner(

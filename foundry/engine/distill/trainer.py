@@ -115,7 +115,7 @@ class _Loop:
             self._fit_to_time()
             self._report(losses)
             due = self.done % self._training.checkpoint_steps == 0 and self.done < self._schedule.steps
-            if due and self._log.is_sound:
+            if due:
                 self.save_if_ahead()
 
     def _step(self) -> list[float]:
@@ -228,8 +228,8 @@ class _Loop:
         )  # fmt: skip
 
     def save_if_ahead(self) -> None:
-        """Write a checkpoint unless the newest one is of this very step."""
-        if self.done == self._saved:
+        """Write a checkpoint unless the newest one is of this very step, or the loss says that the run goes wrong."""
+        if self.done == self._saved or not self._log.is_sound:
             return
         progress = self._log.saved() | {
             "micro_rows": self._micro_rows, "steps": self._schedule.steps,

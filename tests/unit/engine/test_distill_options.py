@@ -18,6 +18,7 @@ from foundry.engine.distill.logbook import Logbook
 from foundry.engine.distill.losses import Head, Scored
 from foundry.engine.distill.memory import checkpoint_activations
 from foundry.engine.distill.objectives import Goal, match_teacher
+from foundry.engine.distill.optimizers import _ExactMuon
 from foundry.engine.distill.trainer import Objective, summary, train
 from foundry.engine.evaluate.compare import compare
 from foundry.engine.workspace import Workspace
@@ -129,6 +130,21 @@ def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(context: RunCo
         group = decayed_by[id(parameter)]
         assert ("ns_steps" in group) == ("proj" in name), name
     assert len(decayed_by) == len(list(learner.model.parameters()))
+
+
+def test_muon_in_float32_makes_the_updates_of_pytorchs_up_to_bfloat16() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((16, 48), (48, 16), (24, 24)):
+        start, gradient = (torch.randn(shape, generator=generator) for _ in range(2))
+        found = []
+        for kind in (torch.optim.Muon, _ExactMuon):
+            parameter = torch.nn.Parameter(start.clone())
+            optimizer = kind([parameter], lr=0.1, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+            for step in range(3):
+                parameter.grad = gradient * (step + 1)
+                optimizer.step()
+            found.append(parameter.detach() - start)
+        assert (found[0] - found[1]).norm() <= 0.03 * found[0].norm()
 
 
 def test_muon_leaves_experts_in_one_tensor_to_adamw(context: RunContext) -> None:
