@@ -3,7 +3,6 @@
 N rows, S positions, H teacher's hidden, D student's hidden.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,7 +146,7 @@ class Growth:
             learn, module, batches=self._learned, hidden=self._plan.shape.hidden, epochs=self._lesson.epochs,
             seed=self._context.seed, stored=stored,
         )  # fmt: skip
-        if layer == self._plan.shape.layers - 1 and not os.environ.get("NOKL"):
+        if layer == self._plan.shape.layers - 1:
             with self._ends() as distance:
                 return learn_from(error=lambda number: distance(output(number), wanted, number))
         rows = self._lesson.rows

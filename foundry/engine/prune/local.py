@@ -2,7 +2,8 @@
 
 The layer gets the stream that the repaired layers below it give, and the goal is the teacher's stream at the same
 place, seen through the map between the two streams. So each layer also makes up for what those before it have lost, and
-for layers of the teacher that were dropped behind it. Nothing goes backward through more than one layer. (Blockwise
+for layers of the teacher that were dropped behind it. The last layer's goal is the teacher's distribution, for nothing
+else is read behind it. Nothing goes backward through more than one layer. (Blockwise
 local distillation, as in NVIDIA's ModelOpt; here one block after the other, with the teacher's own stream as the goal.)
 
 B rows, S positions, T counted tokens, D student's hidden, H teacher's.
