@@ -3,9 +3,9 @@
 from apiflask import APIBlueprint
 
 from api.pages import PageQuery, page_of
+from foundry.spec.device import DeviceProfile, device_profiles
 from foundry.spec.formats import FORMATS, parse_format
 from foundry.spec.resources import Page, Resource, Target
-from foundry.spec.target import DeviceProfile, device_profiles
 
 targets = APIBlueprint("targets", __name__)
 
@@ -41,10 +41,13 @@ def _target(profile: DeviceProfile) -> Target:
         name=profile.name,
         description=profile.description,
         memory_bytes=profile.memory_bytes,
-        max_bytes=profile.memory_bytes - profile.runtime_overhead_bytes,
+        max_bytes=profile.max_bytes,
+        memory_bandwidth_bytes_per_s=profile.memory_bandwidth_bytes_per_s,
+        compute_ops_per_s=profile.compute_ops_per_s,
         context_tokens=profile.context_tokens,
         minimum_tokens_per_s=profile.minimum_tokens_per_s,
         runtime=profile.runtime,
         format=profile.format,
+        formats=profile.formats,
         sources=tuple(source.model_dump() for source in profile.sources),
     )

@@ -1,4 +1,4 @@
-"""`foundry up | submit | watch | jobs | cancel | download | targets | plan | run`.
+"""`foundry up | submit | watch | jobs | cancel | download | targets | plan | run | verify | serve`.
 
 Commands import what they need when they run, so that `foundry --help` is quick and needs no extra installed.
 """
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from foundry.cli import jobs, local, service
+from foundry.cli import folders, jobs, local, service
 
 app = typer.Typer(
     name="foundry",
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 for command in (
     service.up, jobs.submit, jobs.watch, jobs.jobs, jobs.cancel, jobs.download, local.targets, local.plan, local.run,
+    folders.verify, folders.serve,
 ):  # fmt: skip
     app.command()(command)
 

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from foundry.errors import FoundryError, RequestFailed
+from foundry.spec.device import DeviceProfile
 from foundry.spec.family import Shape
 from foundry.spec.lifecycle import Status
 from foundry.spec.resources import Job, Variant
-from foundry.spec.target import DeviceProfile
 from foundry.spec.variant import Metrics, VariantManifest
 
 _STATUS_STYLES = {
@@ -119,11 +119,14 @@ def _stage(job: Job) -> str:
 
 def targets_table(profiles: Iterable[DeviceProfile]) -> Table:
     """The device profiles with what a model may take there."""
-    rows = table("target", "memory for the model", "context, tokens", "bandwidth", "format", "description")
+    rows = table(
+        "target", "memory for the model", "context, tokens", "bandwidth", "tokens/s\nat least", "format", "description"
+    )
     for profile in profiles:
         rows.add_row(
-            profile.name, size(profile.memory_bytes - profile.runtime_overhead_bytes), f"{profile.context_tokens:,}",
-            f"{size(profile.memory_bandwidth_bytes_per_s)}/s", profile.format, profile.description,
+            profile.name, size(profile.max_bytes), f"{profile.context_tokens:,}",
+            f"{size(profile.memory_bandwidth_bytes_per_s)}/s", f"{profile.minimum_tokens_per_s}", profile.format,
+            profile.description,
         )  # fmt: skip
     return rows
 

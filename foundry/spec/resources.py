@@ -89,11 +89,18 @@ class Target(Resource):
     name: str
     description: str
     memory_bytes: int
+    """What the model's process may take."""
     max_bytes: int
+    """What of that is left for the file and the KV cache."""
+    memory_bandwidth_bytes_per_s: int
+    compute_ops_per_s: int
+    """Of the unit that the runtime computes with, in the type that it multiplies in; a multiply-add is two."""
     context_tokens: int
     minimum_tokens_per_s: int
     runtime: str
     format: str
+    """What the runtime opens first."""
+    formats: tuple[str, ...]
     sources: tuple[dict[str, Any], ...]
 
 

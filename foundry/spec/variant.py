@@ -105,6 +105,15 @@ class Lineage(Record):
     """Library name -> version."""
 
 
+class Signature(Record):
+    """Who vouches for a manifest: Ed25519 over everything else that it says (`foundry verify`)."""
+
+    key: str
+    """The public key, ed25519:BASE64."""
+    value: str
+    """The signature, base64."""
+
+
 class VariantManifest(Record):
     """`manifest.json` of a variant's folder: every other file with its digest, and how it all came about."""
 
@@ -124,3 +133,5 @@ class VariantManifest(Record):
     files: tuple[Artifact, ...]
     training: dict[str, Any] = Field(default_factory=dict)
     """Steps, tokens and losses of the distillation."""
+    signature: Signature | None = None
+    """By the service that published it, or the installation that ran it."""

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from foundry.engine.context import Stopped
 from foundry.engine.export.runtime import Answers, Questions, parse_answers
+from foundry.engine.stopped import Stopped
 from foundry.errors import ExportFailed
 
 LLAMACPP = "foundry.engine.export.llamacpp"

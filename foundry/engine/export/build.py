@@ -20,7 +20,7 @@ from foundry.engine.export.manifest import SAFETENSORS_FOLDER, gguf_name
 from foundry.engine.export.runtime import Answers
 from foundry.engine.export.sign import Made, sign
 from foundry.engine.export.verify import Findings, compare_answers, findings_of
-from foundry.engine.hardware import hardware_name
+from foundry.engine.hardware import hardware_name, processor_name
 from foundry.engine.models import load_model
 from foundry.engine.workspace import Workspace
 from foundry.errors import ExportFailed
@@ -34,7 +34,6 @@ from foundry.spec.variant import Metrics
 if TYPE_CHECKING:
     from foundry.engine.export.vocabulary import Vocabulary
 
-_CPU = torch.device("cpu")
 _SAME_LOSS_NATS = 0.002
 
 
@@ -133,7 +132,7 @@ class Build:
             return
         if vocabulary.known_difference and vocabulary.known_difference not in self.notes:
             self.notes.append(vocabulary.known_difference)
-        hardware = hardware_name(_CPU, questions.threads)
+        hardware = processor_name(questions.threads)
         self._record(form, path.stat().st_size, answers, findings, exam, hardware)
 
     def _write_gguf(self, path: Path, form: str, master: Checkpoint) -> "Vocabulary":

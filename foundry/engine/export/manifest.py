@@ -6,7 +6,8 @@ This file needs no torch: whoever has a variant's folder can check it.
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from foundry.engine.workspace import read_json, sha256_of
+from foundry.engine.export.signature import check_signature, read_document
+from foundry.engine.workspace import sha256_of
 from foundry.errors import ArtifactDamaged, InvalidSpec
 from foundry.spec.family import Shape
 from foundry.spec.record import parse
@@ -14,6 +15,8 @@ from foundry.spec.target import Budget
 from foundry.spec.variant import Artifact, VariantManifest
 
 NAME = "manifest.json"
+MEASURED = "measured.jsonl"
+"""Where `foundry measure` notes what a variant does on one more machine; nobody vouches for it."""
 SAFETENSORS_FOLDER = "safetensors"
 _RECORDED = ("foundry", "torch", "transformers", "tokenizers", "safetensors", "peft", "numpy", "gguf", "xllamacpp")
 
@@ -24,8 +27,9 @@ def gguf_name(target: str, quantisation: str) -> str:
 
 
 def artifacts_in(folder: Path) -> tuple[Artifact, ...]:
-    """Every file but the manifest itself, by path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+    """Every file but the manifest itself and later measurements, by path."""
+    apart = {folder / NAME, folder / MEASURED}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path not in apart)
     return tuple(
         Artifact(
             path=path.relative_to(folder).as_posix(),
@@ -66,10 +70,8 @@ def fits(budget: Budget, parameters: int, shape: Shape, device_file_bytes: int |
 def read_manifest(folder: Path) -> VariantManifest:
     """The manifest of a variant's folder. Raises `ArtifactDamaged` when there is none or it cannot be read."""
     try:
-        return parse(VariantManifest, read_json(folder / NAME))
-    except FileNotFoundError as error:
-        raise ArtifactDamaged(f"{folder} holds no {NAME}; it is not a variant, or was not downloaded whole") from error
-    except (ValueError, InvalidSpec) as error:
+        return parse(VariantManifest, read_document(folder / NAME))
+    except InvalidSpec as error:
         raise ArtifactDamaged(f"{folder / NAME} is not a manifest: {error}") from error
 
 
@@ -79,6 +81,11 @@ def check_folder(folder: Path) -> VariantManifest:
     found = {artifact.path: artifact for artifact in artifacts_in(folder)}
     named = {artifact.path: artifact for artifact in manifest.files}
     problems = [f"{path} is missing" for path in named.keys() - found.keys()]
+    problems += [
+        f"{path.relative_to(folder).as_posix()} is a link; a variant holds its own bytes"
+        for path in folder.rglob("*")
+        if path.is_symlink()
+    ]
     problems += [f"{path} is not in the manifest" for path in found.keys() - named.keys()]
     problems += [
         f"{path} has other bytes than the manifest says ({found[path].bytes:,} of {named[path].bytes:,} bytes)"
@@ -88,6 +95,19 @@ def check_folder(folder: Path) -> VariantManifest:
     if problems:
         raise ArtifactDamaged(f"{folder}: {'; '.join(sorted(problems))}. Download or export the variant again")
     return manifest
+
+
+def verify_folder(
+    folder: Path, trusted: str | None = None, *, may_be_unsigned: bool = False
+) -> tuple[VariantManifest, str | None]:
+    """Check digests and signature, offline; returns the manifest and the public key that signed it.
+
+    `trusted` is the only key that will do. Raises `ArtifactDamaged` with all that is wrong, and `NotTrusted`.
+    """
+    if may_be_unsigned and trusted is None and read_manifest(folder).signature is None:
+        return check_folder(folder), None
+    signed_by = check_signature(folder / NAME, trusted)
+    return check_folder(folder), signed_by
 
 
 def versions() -> dict[str, str]:
