@@ -1,4 +1,5 @@
-"""`foundry up | submit | watch | jobs | cancel | download | targets | plan | run | verify | serve`.
+"""`foundry up | submit | watch | jobs | cancel | download | targets | plan | run | verify | measure |
+serve`.
 
 Commands import what they need when they run, so that `foundry --help` is quick and needs no extra installed.
 """
@@ -20,7 +21,7 @@ app = typer.Typer(
 )
 for command in (
     service.up, jobs.submit, jobs.watch, jobs.jobs, jobs.cancel, jobs.download, local.targets, local.plan, local.run,
-    folders.verify, folders.serve,
+    folders.verify, folders.measure, folders.serve,
 ):  # fmt: skip
     app.command()(command)
 

@@ -1,9 +1,11 @@
-"""The commands about a variant's folder: verify, serve."""
+"""The commands about a variant's folder: verify, measure, serve."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from foundry.cli.local import AsJson
 
 Folder = Annotated[
     Path, typer.Argument(metavar="VARIANT_DIR", exists=True, file_okay=False, help="The folder with manifest.json.")
@@ -48,6 +50,51 @@ def _signer(signed_by: str | None, *, asked_for: bool) -> str:
         f"signed by {signed_by}; whether that is the key of the service that you trust, compare with its "
         f"{PUBLIC_KEY_FILE}, or pass it with --key"
     )
+
+
+def measure(
+    folder: Folder,
+    format: Annotated[list[str] | None, typer.Option(help="Of this format alone; can be given several times.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Text as for a job: its held-out documents are scored."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="By default all processors that this may use.")] = None,
+    context_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Of the KV cache; by default the target's context.")
+    ] = None,
+    save: Annotated[
+        bool, typer.Option("--save/--no-save", help="Note the figures in the folder's measured.jsonl.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a variant on this machine: load time, memory, speed, loss. Exit status 1: it does not fit its target here."""
+    from foundry.cli import render
+    from foundry.engine.export import measure as measuring
+    from foundry.engine.export.manifest import verify_folder
+    from foundry.serve.options import free_threads
+
+    manifest, _ = verify_folder(folder, may_be_unsigned=True)
+    found = []
+    for one in measuring.measure(
+        folder, manifest, measuring.shipped_formats(manifest, format or ()),
+        texts=measuring.held_out_texts(data) if data else (), threads=threads or free_threads(),
+        context_tokens=context_tokens or manifest.budget.context_tokens,
+    ):  # fmt: skip
+        found.append(one)
+        if save:
+            measuring.note(folder, one)
+    if as_json:
+        render.print_json({
+            "measured": [one.metrics.model_dump(mode="json", exclude_none=True) for one in found],
+            "over_budget": [reason for one in found for reason in one.over_budget],
+        })  # fmt: skip
+    else:
+        render.out().print(render.measured_table([one.metrics for one in found]))
+        for reason in (reason for one in found for reason in one.over_budget):
+            render.say(f"over the budget of {manifest.target}: {reason}", style="bold red")
+    if any(one.over_budget for one in found):
+        raise typer.Exit(1)
 
 
 def serve(

@@ -143,6 +143,20 @@ def variants_table(variants: Iterable[Variant]) -> Table:
     return rows
 
 
+def measured_table(rows: Sequence[Metrics]) -> Table:
+    """What files of a variant do on one machine; an empty cell was not measured."""
+    columns = ["file", "load,\nms", "peak\nmemory", "prompt,\ntokens/s", "decode,\ntokens/s", "loss, nats\nper token"]
+    found = table("format", right=columns)
+    found.add_column("runtime; hardware")
+    for row in rows:
+        found.add_row(
+            row.model, size(row.file_bytes or 0), f"{row.load_ms or 0:,.0f}", size(row.peak_memory_bytes or 0),
+            f"{row.prompt_tokens_per_s or 0:,.1f}", f"{row.decode_tokens_per_s or 0:,.1f}",
+            f"{row.held_out_loss:.4f}" if row.held_out_loss is not None else "", f"{row.runtime}; {row.hardware}",
+        )  # fmt: skip
+    return found
+
+
 def metrics_table(manifests: Sequence[VariantManifest]) -> Table:
     """Teacher, stages and formats side by side, measured on held-out text; an empty cell was not measured.
 

@@ -124,6 +124,8 @@ class VariantManifest(Record):
     parameters: int
     budget: Budget
     fits_budget: bool
+    over_budget: tuple[str, ...] = ()
+    """Why it does not fit; empty when it does."""
     created_at: datetime
     spec: JobSpec
     lineage: Lineage

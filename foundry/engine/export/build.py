@@ -71,9 +71,10 @@ class Build:
                 f"target {self.budget.target!r}: no format passed its check: "
                 + "; ".join(f"{form}: {reason}" for form, reason in self.failed.items())
             )
-        sign(
-            self.folder, Made(self.spec, self.budget, self.student, self.rows, self.failed, self.notes), self.workspace
-        )
+        made = Made(self.spec, self.budget, self.student, self.rows, self.failed, self.notes)
+        for reason in sign(self.folder, made, self.workspace).over_budget:
+            message = f"{self.budget.target}: over its budget: {reason}"
+            self.context.report(EventType.WARNING, message, level="warning", stage="export", target=self.budget.target)
         yield "signed the manifest"
 
     def _write_master(self) -> Checkpoint:

@@ -69,7 +69,8 @@ def _front_matter(manifest: VariantManifest, licence: Mapping[str, str]) -> str:
 def _summary(manifest: VariantManifest) -> str:
     budget = manifest.budget
     limit = f"{budget.max_params:,} parameters" if budget.max_params else f"{budget.max_bytes:,} bytes"
-    fits = "It fits" if manifest.fits_budget else "**It does not fit**"
+    why = f": {'; '.join(manifest.over_budget)}" if manifest.over_budget else ""
+    fits = "It fits" if manifest.fits_budget else f"**It does not fit**{why}"
     return (
         f"# {_name(manifest.spec.teacher)} for {manifest.target}\n\n"
         f"A language model of {manifest.parameters:,} parameters, made by Foundry from `{manifest.spec.teacher}` "
