@@ -68,7 +68,7 @@ def measure(
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a variant on this machine: load time, memory, speed, loss. Exit status 1: it does not fit its target here."""
+    """Measure a variant here: load time, memory, speed, loss. The exit status is 1 when it is over its budget."""
     from foundry.cli import render
     from foundry.engine.export import measure as measuring
     from foundry.engine.export.manifest import verify_folder

@@ -42,7 +42,7 @@ def test_measure_says_what_the_file_does_here_and_notes_it(folder: Path, tmp_pat
     assert row["model"] == "gguf:q8_0" and row["file_bytes"] == (folder / "kiosk-q8_0.gguf").stat().st_size
     assert row["file_bytes"] < row["peak_memory_bytes"] < row["file_bytes"] + 120_000_000
     assert row["load_ms"] > 0 and row["prompt_tokens_per_s"] > 0 and row["decode_tokens_per_s"] > 0
-    assert 0 < row["held_out_loss"] < 5 and row["tokens"] > 20  # 8.3 is what it knows of nothing
+    assert 0 < row["held_out_loss"] < 5 and row["tokens"] > 10  # 8.3 is what it knows of nothing
     assert row["hardware"].endswith("1 thread") and row["runtime"].startswith("xllamacpp")
     noted = json.loads((folder / "measured.jsonl").read_text())
     assert noted["measured_at"] and {key: noted[key] for key in row} == row
