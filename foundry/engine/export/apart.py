@@ -17,6 +17,7 @@ from foundry.engine.stopped import Stopped
 from foundry.errors import ExportFailed
 
 LLAMACPP = "foundry.engine.export.llamacpp"
+ONNX = "foundry.engine.export.genai"
 TRANSFORMERS = "foundry.engine.export.plain"
 _TIMEOUT_S = 2 * 3600.0
 _POLL_S = 0.1

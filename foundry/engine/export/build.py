@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,26 +12,23 @@ from transformers import PreTrainedTokenizerBase
 from foundry.engine.context import RunContext
 from foundry.engine.corpus import Corpus
 from foundry.engine.export import plain
-from foundry.engine.export.apart import LLAMACPP, TRANSFORMERS, ask
+from foundry.engine.export.apart import TRANSFORMERS, ask
 from foundry.engine.export.exam import Exam, decided, make_exam
 from foundry.engine.export.huggingface import shipped_dtype, write_huggingface
-from foundry.engine.export.manifest import SAFETENSORS_FOLDER, gguf_name
+from foundry.engine.export.manifest import SAFETENSORS_FOLDER, format_bytes
 from foundry.engine.export.runtime import Answers
 from foundry.engine.export.sign import Made, sign
 from foundry.engine.export.verify import Findings, compare_answers, findings_of
+from foundry.engine.export.writing import Writing
 from foundry.engine.hardware import hardware_name, processor_name
 from foundry.engine.models import load_model
 from foundry.engine.workspace import Workspace
 from foundry.errors import ExportFailed
 from foundry.intake.checkpoint import Checkpoint, context_limit, open_checkpoint
-from foundry.spec.formats import parse_format
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.target import Budget
 from foundry.spec.variant import Metrics
-
-if TYPE_CHECKING:
-    from foundry.engine.export.vocabulary import Vocabulary
 
 _SAME_LOSS_NATS = 0.002
 
@@ -60,7 +56,7 @@ class Build:
         exam, reference = self._examine_master(master)
         yield "opened it in transformers"
         for form in (form for form in self.spec.formats if form != "safetensors"):
-            self._try_gguf(form, master, exam, reference)
+            self._try(form, master, exam, reference)
             yield f"finished {form}"
         for note in self.notes:
             self.context.report(EventType.WARNING, f"{self.budget.target}: {note}", level="warning", stage="export")
@@ -115,36 +111,27 @@ class Build:
         if (worst := float(np.abs(np.subtract(losses, reference.losses[0])).max())) > _SAME_LOSS_NATS:
             raise ExportFailed(f"the saved model answers differently from the one in memory, by {worst:.4f} nats")
 
-    def _try_gguf(self, form: str, master: Checkpoint, exam: Exam, reference: Answers) -> None:
-        """Write and check one file; a failure is recorded, told, and costs this format alone."""
-        path = self.folder / gguf_name(self.budget.target, parse_format(form).quantisation)
+    def _try(self, form: str, master: Checkpoint, exam: Exam, reference: Answers) -> None:
+        """Write and check one format; a failure is recorded, told, and costs this format alone."""
+        writing = Writing(self.folder, self.budget.target, form)
         try:
-            vocabulary = self._write_gguf(path, form, master)
-            questions = replace(exam.questions, model=str(path))
-            answers = ask(LLAMACPP, questions, should_stop=self.context.should_stop)
-            findings = compare_answers(form, answers, reference, exam, vocabulary.is_cut_otherwise)
+            writing.write(master, self.tokenizer, self._name)
+            questions = replace(exam.questions, model=str(writing.path))
+            answers = ask(writing.runtime, questions, should_stop=self.context.should_stop)
+            findings = compare_answers(form, answers, reference, exam, writing.is_cut_otherwise)
         except ExportFailed as error:
-            path.unlink(missing_ok=True)
+            writing.remove()
             self.failed[form] = error.message
             message = f"{self.budget.target}: {form} is left out: {error.message}"
             self.context.report(
                 EventType.WARNING, message, level="warning", stage="export", target=self.budget.target, format=form
             )
             return
-        if vocabulary.known_difference and vocabulary.known_difference not in self.notes:
-            self.notes.append(vocabulary.known_difference)
-        hardware = processor_name(questions.threads)
-        self._record(form, path.stat().st_size, answers, findings, exam, hardware)
-
-    def _write_gguf(self, path: Path, form: str, master: Checkpoint) -> "Vocabulary":
-        # The gguf package is an extra: a job that ships safetensors alone does without.
-        from foundry.engine.export.gguf import write_gguf
-        from foundry.engine.export.vocabulary import vocabulary_of
-
-        vocabulary = vocabulary_of(self.tokenizer, master.shape.vocab)
-        quantisation = parse_format(form).quantisation
-        write_gguf(master, vocabulary, path, quantisation=quantisation, name=self._name)
-        return vocabulary
+        if writing.known_difference and writing.known_difference not in self.notes:
+            self.notes.append(writing.known_difference)
+        size = format_bytes(self.folder, form)
+        assert size is not None
+        self._record(form, size, answers, findings, exam, processor_name(questions.threads))
 
     @property
     def _name(self) -> str:

@@ -18,12 +18,22 @@ NAME = "manifest.json"
 MEASURED = "measured.jsonl"
 """Where `foundry measure` notes what a variant does on one more machine; nobody vouches for it."""
 SAFETENSORS_FOLDER = "safetensors"
-_RECORDED = ("foundry", "torch", "transformers", "tokenizers", "safetensors", "peft", "numpy", "gguf", "xllamacpp")
+_ONNX_FOLDER = "onnx-"
+_WEIGHT_FILES = ("*.gguf", "*/*.safetensors", "*/*.onnx", "*/*.onnx.data")
+_RECORDED = (
+    "foundry", "torch", "transformers", "tokenizers", "safetensors", "peft", "numpy", "gguf", "xllamacpp",
+    "onnxruntime", "onnxruntime-genai",
+)  # fmt: skip
 
 
 def gguf_name(target: str, quantisation: str) -> str:
     """The file name of a GGUF in a variant's folder."""
     return f"{target}-{quantisation}.gguf"
+
+
+def onnx_folder(quantisation: str) -> str:
+    """The name of the folder of an ONNX model in a variant's folder."""
+    return _ONNX_FOLDER + quantisation
 
 
 def artifacts_in(folder: Path) -> tuple[Artifact, ...]:
@@ -44,12 +54,14 @@ def artifacts_in(folder: Path) -> tuple[Artifact, ...]:
 def _format_of(path: Path) -> str | None:
     if path.parts[0] == SAFETENSORS_FOLDER:
         return "safetensors"
+    if path.parts[0].startswith(_ONNX_FOLDER) and len(path.parts) > 1:
+        return f"onnx:{path.parts[0].removeprefix(_ONNX_FOLDER)}"
     return f"gguf:{path.stem.rpartition('-')[2]}" if path.suffix == ".gguf" else None
 
 
 def format_bytes(folder: Path, form: str) -> int | None:
     """Bytes of a format's weight files, None when the folder does not hold it."""
-    paths = (path.relative_to(folder) for pattern in ("*.gguf", "*/*.safetensors") for path in folder.glob(pattern))
+    paths = (path.relative_to(folder) for pattern in _WEIGHT_FILES for path in folder.glob(pattern))
     sizes = [(folder / path).stat().st_size for path in paths if _format_of(path) == form]
     return sum(sizes) if sizes else None
 

@@ -10,8 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from foundry.engine.export.apart import LLAMACPP, TRANSFORMERS, ask
-from foundry.engine.export.manifest import MEASURED, SAFETENSORS_FOLDER, format_bytes, over_budget
+from foundry.engine.export.apart import LLAMACPP, ONNX, TRANSFORMERS, ask
+from foundry.engine.export.manifest import MEASURED, SAFETENSORS_FOLDER, format_bytes, onnx_folder, over_budget
 from foundry.engine.export.runtime import Answers, Questions
 from foundry.engine.hardware import processor_name
 from foundry.errors import InvalidData, UnknownFormat
@@ -19,7 +19,7 @@ from foundry.intake.documents import is_held_out, read_documents
 from foundry.spec.formats import parse_format
 from foundry.spec.variant import Metrics, VariantManifest
 
-RUNTIMES = {"gguf": LLAMACPP, "safetensors": TRANSFORMERS}
+RUNTIMES = {"gguf": LLAMACPP, "onnx": ONNX, "safetensors": TRANSFORMERS}
 """Container -> the module that asks its runtime."""
 _PROMPT_TOKENS, _DECODE_TOKENS = 128, 32
 _TEXT_CHARACTERS = 40_000
@@ -84,6 +84,8 @@ def measure(
 def _model(folder: Path, manifest: VariantManifest, form: str) -> Path:
     if form == "safetensors":
         return folder / SAFETENSORS_FOLDER
+    if (parsed := parse_format(form)).container == "onnx":
+        return folder / onnx_folder(parsed.quantisation)
     return folder / next(file.path for file in manifest.files if file.format == form)
 
 

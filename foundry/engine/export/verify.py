@@ -37,11 +37,14 @@ BOUNDS: Mapping[str, Bounds] = {
     "gguf:q6_k": Bounds(loss_nats=0.05, top1_ratio=0.6),
     "gguf:q5_k_m": Bounds(loss_nats=0.1, top1_ratio=0.4),
     "gguf:q4_k_m": Bounds(loss_nats=0.25, top1_ratio=0.2),
+    "onnx:fp32": Bounds(loss_nats=0.002, top1_ratio=0.97),
+    "onnx:int8": Bounds(loss_nats=0.05, top1_ratio=0.6),
+    "onnx:int4": Bounds(loss_nats=0.25, top1_ratio=0.2),
 }
 """A wrong permutation, scale or rope setting costs whole nats. The loss decides for trained models; what the
 demo's teacher loses stands in docs/results.md and is far inside. The ratios are low because a model with random weights
 has near ties everywhere."""
-_EXACT = "gguf:f16"
+_EXACT = ("gguf:f16", "onnx:fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,7 @@ def _equal_tokens(form: str, answer: Continuation, reference: Continuation, tie_
     """How many greedy tokens are equal. Raises for a format that must be exact, unless the reference is at a tie."""
     pairs = zip(answer.tokens, reference.tokens, strict=True)
     at = next((i for i, (mine, theirs) in enumerate(pairs) if mine != theirs), len(reference.tokens))
-    if at == len(reference.tokens) or form != _EXACT:
+    if at == len(reference.tokens) or form not in _EXACT:
         return at
     tie = answer.tokens[at] == reference.seconds[at] and reference.margins[at] < tie_nats
     if not tie:
