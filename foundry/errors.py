@@ -27,6 +27,7 @@
     │   ├── OutOfMemory
     │   ├── Diverged              the loss is no longer a number
     │   ├── ExportFailed          a written file did not pass the check in its own runtime
+    │   │   └── TooLossy          it computes the model, but its numbers are too coarse for it
     │   └── ServeFailed           a variant cannot be served here: port, runtime or format
     └── ServiceError              what the SDK raises
         ├── ServiceUnreachable
@@ -245,6 +246,12 @@ class ExportFailed(OperatorError):
     """A written file did not pass the check in its own runtime."""
 
     code = "export_failed"
+
+
+class TooLossy(ExportFailed):
+    """The format's numbers are too coarse for this model; one with more bits may do."""
+
+    code = "too_lossy"
 
 
 class ServeFailed(OperatorError):

@@ -1,5 +1,6 @@
 """Fills one variant's folder: write every format, let its runtime answer the exam, keep what passes, sign it all."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from foundry.engine.context import RunContext
 from foundry.engine.corpus import Corpus
 from foundry.engine.export import plain
 from foundry.engine.export.apart import TRANSFORMERS, ask
+from foundry.engine.export.bits import larger_formats
 from foundry.engine.export.exam import Exam, decided, make_exam
 from foundry.engine.export.huggingface import shipped_dtype, write_huggingface
 from foundry.engine.export.manifest import SAFETENSORS_FOLDER, format_bytes
@@ -23,7 +25,7 @@ from foundry.engine.export.writing import Writing
 from foundry.engine.hardware import hardware_name, processor_name
 from foundry.engine.models import load_model
 from foundry.engine.workspace import Workspace
-from foundry.errors import ExportFailed
+from foundry.errors import ExportFailed, TooLossy
 from foundry.intake.checkpoint import Checkpoint, context_limit, open_checkpoint
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
@@ -47,6 +49,8 @@ class Build:
     folder: Path
     rows: list[Metrics] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    too_lossy: set[str] = field(default_factory=set)
+    """Of the failed formats those that more bits may mend."""
     notes: list[str] = field(default_factory=list)
 
     def run(self) -> Iterator[str]:
@@ -58,6 +62,7 @@ class Build:
         for form in (form for form in self.spec.formats if form != "safetensors"):
             self._try(form, master, exam, reference)
             yield f"finished {form}"
+        self._take_more_bits(master, exam, reference)
         for note in self.notes:
             self.context.report(EventType.WARNING, f"{self.budget.target}: {note}", level="warning", stage="export")
         if "safetensors" not in self.spec.formats:
@@ -111,6 +116,38 @@ class Build:
         if (worst := float(np.abs(np.subtract(losses, reference.losses[0])).max())) > _SAME_LOSS_NATS:
             raise ExportFailed(f"the saved model answers differently from the one in memory, by {worst:.4f} nats")
 
+    def _take_more_bits(self, master: Checkpoint, exam: Exam, reference: Answers) -> None:
+        """Where the device's format costs too much: try larger ones that fit, and let the device run the better one."""
+        first, limit = self.budget.format, self.spec.export.quantisation_loss_nats
+        broken = first in self.failed and first not in self.too_lossy  # more bits would not mend it
+        if first not in self.spec.formats or broken:
+            return
+        tried = [first]
+        larger = larger_formats(self.budget, self.student.family, self.student.shape, self.student.present)
+        while self._cost(best := min(tried, key=self._cost)) > limit and (form := next(larger, None)):
+            if form not in self.spec.formats:
+                self._try(form, master, exam, reference)
+            tried.append(form)
+        for form in tried:
+            if form != best and form not in self.spec.formats:
+                self._drop(form)
+        if best != first:
+            self.budget = self.budget.model_copy(update={"format": best})
+            message = f"{self.budget.target}: {first} costs more than {limit} nats a token, the device runs {best}"
+            self.context.report(EventType.LOG, message, stage="export", target=self.budget.target)
+
+    def _cost(self, form: str) -> float:
+        """Nats a token against transformers; infinite for a format that failed."""
+        costs = {row.model: row.runtime_loss_difference for row in self.rows}
+        found = costs.get(form)
+        return math.inf if found is None else found
+
+    def _drop(self, form: str) -> None:
+        """Forget a format that was tried and that nobody asked for."""
+        Writing(self.folder, self.budget.target, form).remove()
+        self.rows = [row for row in self.rows if row.model != form]
+        self.failed.pop(form, None)
+
     def _try(self, form: str, master: Checkpoint, exam: Exam, reference: Answers) -> None:
         """Write and check one format; a failure is recorded, told, and costs this format alone."""
         writing = Writing(self.folder, self.budget.target, form)
@@ -122,6 +159,8 @@ class Build:
         except ExportFailed as error:
             writing.remove()
             self.failed[form] = error.message
+            if isinstance(error, TooLossy):
+                self.too_lossy.add(form)
             message = f"{self.budget.target}: {form} is left out: {error.message}"
             self.context.report(
                 EventType.WARNING, message, level="warning", stage="export", target=self.budget.target, format=form

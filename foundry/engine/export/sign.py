@@ -107,7 +107,7 @@ def _over_budget(folder: Path, made: Made) -> tuple[str, ...]:
     row = measured.get(made.budget.format)
     return over_budget(
         made.budget, parameters=made.parameters, shape=student.shape, device_file_bytes=_device_bytes(folder, made),
-        peak_memory_bytes=row and row.peak_memory_bytes,
+        peak_memory_bytes=row.peak_memory_bytes if row else None,
         decode_tokens_per_s=made.budget.decode_tokens_per_s(student.family, student.shape, student.present),
     )  # fmt: skip
 

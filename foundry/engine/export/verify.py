@@ -13,7 +13,7 @@ import numpy as np
 
 from foundry.engine.export.exam import Exam
 from foundry.engine.export.runtime import Answers, Continuation
-from foundry.errors import ExportFailed
+from foundry.errors import ExportFailed, TooLossy
 
 _TIE_NATS = (0.02, 0.1)
 """Two tokens closer than the first figure are a tie that rounding may break: an f16 cache moves logits by up to that.
@@ -139,13 +139,13 @@ def _within_bounds(form: str, findings: Findings, differences_T: np.ndarray) -> 
         raise ExportFailed("its held-out loss is not a finite number")
     error = _SIGMAS * float(differences_T.std()) / math.sqrt(count)
     if abs(findings.loss_difference) - error > bounds.loss_nats:
-        raise ExportFailed(
+        raise TooLossy(
             f"its held-out loss differs by {findings.loss_difference:+.4f} nats from the same weights in transformers; "
             f"{bounds.loss_nats} are allowed for {form}"
         )
     allowed = (1 - bounds.top1_ratio) * count
     if (1 - findings.top1_ratio) * count > allowed + _SIGMAS * math.sqrt(allowed):
-        raise ExportFailed(
+        raise TooLossy(
             f"its most likely token is that of transformers at {findings.top1_ratio:.1%} of the positions; "
             f"{bounds.top1_ratio:.1%} are expected of {form}"
         )
