@@ -1,6 +1,8 @@
 """`foundry serve` as its users meet it: the command in a process of its own, and OpenAI's client."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -174,3 +176,24 @@ def test_a_damaged_variant_is_refused_before_it_is_loaded(variant: Path, tmp_pat
 def test_a_context_longer_than_the_models_is_refused(variant: Path) -> None:
     message = refused(variant, "--port", "0", "--context-tokens", "100000")
     assert "100,000 is longer than the 512 tokens that the model was made for" in message
+
+
+def test_the_containers_command_serves_where_torch_is_not_installed(variant: Path) -> None:
+    text = (Path(__file__).parents[3] / "docker" / "serve.Dockerfile").read_text()
+    program, *arguments = json.loads(re.search(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)[1])  # type: ignore[index]
+    assert program == "foundry"
+    blocked = "import sys; sys.modules.update(torch=None, transformers=None); from foundry.cli import main; main()"
+    command = [sys.executable, "-c", blocked, *arguments, "--port", "0", "--threads", "1"]
+    command[command.index("/variant")] = str(variant)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said.startswith("Serving teacher-kiosk"), process.communicate(timeout=START_S)[1]
+        health = said.split(" at ")[1].strip().removesuffix("/v1") + "/health"
+        assert httpx2.get(health).json() == {"status": "ok"}
+        process.terminate()
+        assert "set FOUNDRY_SERVE_KEY to ask for a key" in process.communicate(timeout=START_S)[1]
+        assert process.returncode == 0
+    finally:
+        process.kill()
