@@ -10,11 +10,11 @@ from api.pages import PageQuery, page_of
 from api.records import Body
 from api.state import state
 from foundry.spec.access import Scope
+from foundry.spec.device import DeviceProfile, device_profiles
 from foundry.spec.formats import FORMATS, parse_format
-from foundry.spec.job import CustomTarget
+from foundry.spec.job import RUNTIME_OVERHEAD_BYTES, CustomTarget
 from foundry.spec.record import Count, parse
 from foundry.spec.resources import Page, Resource, Target
-from foundry.spec.target import DeviceProfile, device_profiles
 
 targets = APIBlueprint("targets", __name__)
 
@@ -28,12 +28,18 @@ class FormatName(Resource):
 
 
 class TargetBody(Body):
-    """A device. Exactly one of `max_bytes` and `max_params` is given."""
+    """A device. Exactly one of `max_bytes`, `max_params` and `memory_bytes` is given."""
 
     description: Annotated[str, Field(max_length=1000)] = ""
     max_bytes: Count | None = None
     """The file in the device format plus the KV cache at `context_tokens`."""
     max_params: Count | None = None
+    memory_bytes: Count | None = None
+    """What the model's process may take: file, cache and `runtime_overhead_bytes`."""
+    runtime_overhead_bytes: Count = RUNTIME_OVERHEAD_BYTES
+    memory_bandwidth_bytes_per_s: Count | None = None
+    compute_ops_per_s: Count | None = None
+    minimum_tokens_per_s: Count | None = None
     context_tokens: Count = 2048
     format: str | None = None
     """The format the device runs; by default the job's first GGUF, else its first format."""
@@ -93,10 +99,13 @@ def _target(profile: DeviceProfile) -> Target:
         name=profile.name,
         description=profile.description,
         memory_bytes=profile.memory_bytes,
-        max_bytes=profile.memory_bytes - profile.runtime_overhead_bytes,
+        max_bytes=profile.max_bytes,
+        memory_bandwidth_bytes_per_s=profile.memory_bandwidth_bytes_per_s,
+        compute_ops_per_s=profile.compute_ops_per_s,
         context_tokens=profile.context_tokens,
         minimum_tokens_per_s=profile.minimum_tokens_per_s,
         runtime=profile.runtime,
         format=profile.format,
+        formats=profile.formats,
         sources=tuple(source.model_dump() for source in profile.sources),
     )

@@ -32,10 +32,13 @@
     │   ├── InvalidSettings       a FOUNDRY_* variable has a value that cannot be
     │   ├── DatabaseUnavailable   unreachable, busy too long, or not migrated
     │   ├── ArtifactDamaged       stored or produced bytes are not those of their digest
+    │   ├── NotTrusted            no signature, or not the expected key's
     │   ├── StorageFull
     │   ├── OutOfMemory
     │   ├── Diverged              the loss is no longer a number
-    │   └── ExportFailed          a written file did not pass the check in its own runtime
+    │   ├── ExportFailed          a written file did not pass the check in its own runtime
+    │   │   └── TooLossy          it computes the model, but its numbers are too coarse for it
+    │   └── ServeFailed           a variant cannot be served here: port, runtime or format
     └── ServiceError              what the SDK raises
         ├── ServiceUnreachable
         ├── RequestFailed         an answer other than 2xx; carries the problem document (client/refusals.py joins it
@@ -289,6 +292,12 @@ class ArtifactDamaged(OperatorError):
     code = "artifact_damaged"
 
 
+class NotTrusted(OperatorError):
+    """The variant carries no signature, or that of another key."""
+
+    code = "not_trusted"
+
+
 class StorageFull(OperatorError):
     """The disk is full."""
 
@@ -311,6 +320,18 @@ class ExportFailed(OperatorError):
     """A written file did not pass the check in its own runtime."""
 
     code = "export_failed"
+
+
+class TooLossy(ExportFailed):
+    """The format's numbers are too coarse for this model; one with more bits may do."""
+
+    code = "too_lossy"
+
+
+class ServeFailed(OperatorError):
+    """The variant cannot be served on this machine as asked."""
+
+    code = "serve_failed"
 
 
 class ServiceError(FoundryError):

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from foundry.engine.export.manifest import NAME, check_folder
+from foundry.engine.export.manifest import NAME, check_folder, read_manifest
+from foundry.engine.export.signature import SigningKey
 from foundry.engine.workspace import Workspace, read_json
 from foundry.errors import ArtifactDamaged
 from foundry.spec.job import JobSpec
@@ -13,12 +14,14 @@ from foundry.store.artifacts import ArtifactStore
 from foundry.store.records import NewVariant
 
 
-def store_variants(workspace: Workspace, spec: JobSpec, artifacts: ArtifactStore) -> tuple[NewVariant, ...]:
-    """Check what result.json names and put every file into the artifact store.
+def store_variants(
+    workspace: Workspace, spec: JobSpec, artifacts: ArtifactStore, key: SigningKey
+) -> tuple[NewVariant, ...]:
+    """Check what result.json names, sign each manifest and put every file into the artifact store.
 
     Raises `ArtifactDamaged` when something is missing, unexpected or changed, and `StorageFull`.
     """
-    variants = tuple(_store(folder, artifacts) for folder in _folders(workspace))
+    variants = tuple(_store(folder, artifacts, key) for folder in _folders(workspace))
     made, wanted = sorted(v.manifest.target for v in variants), sorted(spec.target_names)
     if made != wanted:
         raise ArtifactDamaged(f"the run made variants for {', '.join(made) or 'nothing'}, not for {', '.join(wanted)}")
@@ -41,11 +44,13 @@ def _folders(workspace: Workspace) -> Iterator[Path]:
         yield folder
 
 
-def _store(folder: Path, artifacts: ArtifactStore) -> NewVariant:
+def _store(folder: Path, artifacts: ArtifactStore, key: SigningKey) -> NewVariant:
     for path in folder.rglob("*"):
         if path.is_symlink():
             raise ArtifactDamaged(f"{path.relative_to(folder)} is a link; a variant holds its own bytes")
-    manifest = check_folder(folder)
+    check_folder(folder)
+    key.sign(folder / NAME)
+    manifest = read_manifest(folder)
     for file in manifest.files:
         artifacts.put(folder / file.path, sha256=file.sha256)
     itself = artifacts.put(folder / NAME)

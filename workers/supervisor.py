@@ -8,6 +8,7 @@ from typing import Protocol
 
 import structlog
 
+from foundry.engine.export.signature import SigningKey
 from foundry.engine.workspace import Workspace
 from foundry.errors import (
     ArtifactDamaged,
@@ -57,6 +58,7 @@ class Supervisor:
         self._artifacts = artifacts
         self._stopping = stopping
         self._command = command
+        self._key = SigningKey.read_or_make(settings.signing_key)
 
     def run(self, claim: Claim) -> None:
         """From the claim to its end. Returns when nothing of the run is left; raises nothing that a job can cause."""
@@ -137,7 +139,7 @@ class Supervisor:
     def _checked(self, claim: Claim) -> tuple[Ending, tuple[NewVariant, ...]]:
         workspace = Workspace(self._settings.work / claim.job_id / str(claim.epoch))
         try:
-            return Publish(), store_variants(workspace, claim.spec, self._artifacts)
+            return Publish(), store_variants(workspace, claim.spec, self._artifacts, self._key)
         except StorageFull as error:
             return Pause(Reason(code=error.code, message=error.message)), ()
         except (ArtifactDamaged, OSError) as error:

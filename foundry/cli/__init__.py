@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from foundry.cli import account, jobs, library, local, service, steering
+from foundry.cli import account, folders, jobs, library, local, service, steering
 
 app = typer.Typer(
     name="foundry",
@@ -25,6 +25,7 @@ _PANELS = {
         steering.retry, steering.clone, steering.logs, steering.metrics, jobs.download,
     ),
     "Without a service": (local.targets, local.plan, local.run, local.evaluate, local.report),
+    "A variant's folder": (folders.verify, folders.measure, folders.serve),
 }  # fmt: skip
 for panel, commands in _PANELS.items():
     for command in commands:

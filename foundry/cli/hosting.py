@@ -5,7 +5,6 @@ reaches us alone and we stop the others in order.
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 import signal
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 import foundry
+from foundry.cli.listening import listen, url_of
 from foundry.cli.render import say
 from foundry.errors import OperatorError, StateConflict, Unauthorized
 from foundry.spec.access import Scope
@@ -41,9 +41,9 @@ def host(*, any_port: bool, worker: bool, foreground: bool) -> None:
     root = _checkout()
     settings = Settings.from_env()
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _only_service_in(settings.home), _listen(settings.host, 0 if any_port else settings.port) as listener:
+    with _only_service_in(settings.home), listen(settings.host, 0 if any_port else settings.port) as listener:
         (settings.home / "url").unlink(missing_ok=True)  # left by one that was killed
-        url = _url(settings.host, listener.getsockname()[1])
+        url = url_of(settings.host, listener.getsockname()[1])
         new_key = _prepare(settings)
         with _stop_on_signal() as stop, _Children(settings, root, foreground) as children:
             children.start("api", _api_command(listener), listener.fileno())
@@ -93,6 +93,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         url = f"sqlite:///{Path(url.removeprefix('sqlite:///')).absolute()}"
     absolute = {
         "FOUNDRY_HOME": settings.home, "FOUNDRY_ARTIFACTS": settings.artifacts, "FOUNDRY_WORK": settings.work,
+        "FOUNDRY_SIGNING_KEY": settings.signing_key,
         "FOUNDRY_TEACHER_ROOTS": os.pathsep.join(map(str, settings.teacher_roots)), "FOUNDRY_DATABASE_URL": url,
     }  # fmt: skip
     return {**os.environ, **{name: str(value) for name, value in absolute.items()}}
@@ -208,32 +209,6 @@ def _await_ready(url: str, children: _Children, stop: threading.Event) -> None:
             raise OperatorError(
                 f"{url}/readyz did not say that it is ready within {_READY_S:.0f} s.{children._tail('api')}"
             )
-
-
-def _url(host: str, port: int) -> str:
-    name = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
-
-
-@contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    """The API's listening socket. Opened here, so that a taken port is known before anything is started."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    with listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-            listener.listen(1024)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise OperatorError(
-                    f"port {port} on {host} is taken by another program; choose another with --port {port + 1}, "
-                    "or any free one with --port 0"
-                ) from error
-            raise OperatorError(
-                f"cannot listen on {host} port {port}: {error.strerror}; choose others with --host and --port"
-            ) from error
-        yield listener
 
 
 @contextmanager

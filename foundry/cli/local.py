@@ -11,7 +11,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 def targets(as_json: AsJson = False) -> None:
     """List the devices that a spec can name."""
     from foundry.cli import render
-    from foundry.spec.target import device_profiles
+    from foundry.spec.device import device_profiles
 
     profiles = list(device_profiles().values())
     if as_json:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from rich.table import Table
 from rich.text import Text
@@ -10,13 +10,15 @@ from rich.text import Text
 from foundry.cli import render
 from foundry.errors import TeacherNotFound
 from foundry.intake.checkpoint import INDEX, SINGLE, context_limit, open_checkpoint, open_config
+from foundry.spec.device import DeviceProfile, device_profiles
 from foundry.spec.family import Family, Shape
 from foundry.spec.formats import bytes_read_per_token, parse_format, weight_bytes
 from foundry.spec.job import CustomTarget, is_hub_id
 from foundry.spec.record import Record, parse
 from foundry.spec.search import balance, shapes_within, shares_cut
+from foundry.spec.speed import decode_tokens_per_s
 from foundry.spec.stages import Axis, Prune
-from foundry.spec.target import Budget, DeviceProfile, budget_of, device_profiles
+from foundry.spec.target import Budget, budget_of
 
 Measure = Callable[[list[Shape], Budget], list[tuple[Shape, float]]]
 """Cuts some of the shapes and returns them with their KL to the teacher, best first."""
@@ -29,6 +31,8 @@ _WORTH = (
     "This is a guess from arithmetic: the job compares several shapes on the weights and your data and takes the best. "
     "Decoding speed is memory bandwidth over bytes read at a full context: a bound that runtimes come near, not reach."
 )
+
+_WELL_KNOWN = ("smartphone", "laptop")
 
 
 class ShapePlan(Record):
@@ -48,6 +52,8 @@ class ShapePlan(Record):
     """Weights that one token reads in the budget's format: of the experts only the active ones."""
     decode_tokens_per_s: dict[str, float]
     """For each device: memory bandwidth over the bytes that a token reads, those weights and one full KV cache."""
+    first_token_s: float | None
+    """Of a prompt of 512 tokens on the target, by its compute; None where the target says none."""
     balance: float
     """How much the cut is expected to hurt, by arithmetic alone: lower is better, 0 cuts nothing."""
     held_out_kl: float | None = None
@@ -120,9 +126,10 @@ def make_plan(
             budget_ratio=budget.share(family, candidate, present),
             bytes_read_per_token=bytes_read_per_token(family, candidate, parse_format(budget.format), present),
             decode_tokens_per_s={
-                profile.name: _decode_tokens_per_s(profile, family, candidate, present, kv_cache_bytes)
+                profile.name: _fastest(profile, budget, family, candidate, present)
                 for profile in device_profiles().values()
             },
+            first_token_s=budget.first_token_s(family, candidate, present),
             balance=balance(shape, candidate),
             held_out_kl=kl.get(candidate),
             why=_why(shape, candidate, ordered[0], kl),
@@ -169,11 +176,10 @@ def _why(teacher: Shape, shape: Shape, first: Shape, kl: Mapping[Shape, float]) 
     return f"cuts {cuts}; balance {balance(teacher, shape):.3f} against {balance(teacher, first):.3f}"
 
 
-def _decode_tokens_per_s(
-    profile: DeviceProfile, family: Family, shape: Shape, present: frozenset[str], kv_cache_bytes: int
-) -> float:
-    read_bytes = bytes_read_per_token(family, shape, parse_format(profile.format), present)
-    return profile.memory_bandwidth_bytes_per_s / (read_bytes + kv_cache_bytes)
+def _fastest(profile: DeviceProfile, budget: Budget, *model: Any) -> float:
+    found = decode_tokens_per_s(profile.speed, profile.format, budget.context_tokens, *model)
+    assert found is not None  # every profile says its bandwidth
+    return found
 
 
 def show(plan: Plan) -> None:
@@ -201,7 +207,8 @@ def _table(plan: Plan) -> Table:
     """Fits into 80 columns; --json has more."""
     formats = list(dict.fromkeys(("safetensors", plan.budget.format)))
     headers = [name.replace(":", "\n").replace("safe", "safe-\n") for name in formats]
-    speeds = [f"{name}\ntokens/s" for name in plan.teacher.decode_tokens_per_s]
+    devices = _shown_devices(plan)
+    speeds = [f"{name}\ntokens/s" for name in devices]
     measured = plan.candidates[0].held_out_kl is not None
     table = render.table(
         "layers × hidden\n× ffn × heads" + "\n× experts" * bool(plan.teacher.shape.experts),
@@ -214,9 +221,15 @@ def _table(plan: Plan) -> Table:
             f"{place:>{digits}} {_lengths(row.shape)}", *([f"{row.held_out_kl:.4f}"] if measured else []),
             render.number(row.parameters), f"{row.parameters_ratio:.0%}",
             *(render.size(row.format_bytes[name]) for name in formats), f"{row.budget_ratio:.1%}",
-            *(f"{speed:,.0f}" for speed in row.decode_tokens_per_s.values()),
+            *(f"{row.decode_tokens_per_s[name]:,.0f}" for name in devices),
         )  # fmt: skip
     return table
+
+
+def _shown_devices(plan: Plan) -> tuple[str, ...]:
+    """The target where it is a profile, else two that everyone knows; --json has all."""
+    known = plan.teacher.decode_tokens_per_s
+    return (plan.budget.target,) if plan.budget.target in known else _WELL_KNOWN
 
 
 def _lengths(shape: Shape) -> str:

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from foundry.errors import Forbidden, FoundryError, RequestFailed, ServiceUnreachable, Unauthorized
+from foundry.spec.device import DeviceProfile
 from foundry.spec.family import Shape
 from foundry.spec.lifecycle import JobEvent, Status
 from foundry.spec.resources import Job, Variant
-from foundry.spec.target import DeviceProfile
 from foundry.spec.variant import Metrics, VariantManifest
 
 _STATUS_STYLES = {
@@ -191,11 +191,14 @@ def _stage(job: Job) -> str:
 
 def targets_table(profiles: Iterable[DeviceProfile]) -> Table:
     """The device profiles with what a model may take there."""
-    rows = table("target", "memory for the model", "context, tokens", "bandwidth", "format", "description")
+    rows = table(
+        "target", "memory for the model", "context, tokens", "bandwidth", "tokens/s\nat least", "format", "description"
+    )
     for profile in profiles:
         rows.add_row(
-            profile.name, size(profile.memory_bytes - profile.runtime_overhead_bytes), f"{profile.context_tokens:,}",
-            f"{size(profile.memory_bandwidth_bytes_per_s)}/s", profile.format, profile.description,
+            profile.name, size(profile.max_bytes), f"{profile.context_tokens:,}",
+            f"{size(profile.memory_bandwidth_bytes_per_s)}/s", f"{profile.minimum_tokens_per_s}", profile.format,
+            profile.description,
         )  # fmt: skip
     return rows
 
@@ -210,6 +213,20 @@ def variants_table(variants: Iterable[Variant]) -> Table:
             variant.id, variant.target, number(variant.parameters), size(variant.bytes), fits, ", ".join(names)
         )
     return rows
+
+
+def measured_table(rows: Sequence[Metrics]) -> Table:
+    """What files of a variant do on one machine; an empty cell was not measured."""
+    columns = ["file", "load,\nms", "peak\nmemory", "prompt,\ntokens/s", "decode,\ntokens/s", "loss, nats\nper token"]
+    found = table("format", right=columns)
+    found.add_column("runtime; hardware")
+    for row in rows:
+        found.add_row(
+            row.model, size(row.file_bytes or 0), f"{row.load_ms or 0:,.0f}", size(row.peak_memory_bytes or 0),
+            f"{row.prompt_tokens_per_s or 0:,.1f}", f"{row.decode_tokens_per_s or 0:,.1f}",
+            f"{row.held_out_loss:.4f}" if row.held_out_loss is not None else "", f"{row.runtime}; {row.hardware}",
+        )  # fmt: skip
+    return found
 
 
 def metrics_table(manifests: Sequence[VariantManifest]) -> Table:

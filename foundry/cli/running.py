@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from foundry.cli.render import say
+from foundry.client.home import home_folder
 from foundry.client.progress import RunProgress
+from foundry.engine.export.manifest import NAME, read_manifest
+from foundry.engine.export.signature import KEY_FILE, SigningKey
 from foundry.engine.workspace import Inputs, Workspace
 from foundry.errors import InvalidSpec, MissingExtra, OutOfMemory, StateConflict, UserError
 from foundry.intake.checkpoint import check_tokenizer, context_limit, open_checkpoint
@@ -62,9 +65,12 @@ def run_here(spec: JobSpec, folder: Path, device: str | None) -> list[tuple[Path
                 **allowed_by(os.environ),
             )
             _carry_out(spec, workspace, context)
+    key = SigningKey.read_or_make(home_folder() / KEY_FILE)
     with (folder / "result.json").open(encoding="utf-8") as file:
         variants = [folder / relative for relative in json.load(file)["variants"]]
-    return [(v, VariantManifest.model_validate_json((v / "manifest.json").read_bytes())) for v in variants]
+    for variant in variants:
+        key.sign(variant / NAME)
+    return [(variant, read_manifest(variant)) for variant in variants]
 
 
 def check(spec: JobSpec) -> Inputs:

@@ -7,11 +7,8 @@ from typing import Any
 
 import torch
 
+from foundry.engine.stopped import Stopped as Stopped
 from foundry.spec.lifecycle import EventType, Level, Progress, RunEvent
-
-
-class Stopped(Exception):
-    """The run was asked to stop; a checkpoint is written and the workspace can be resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)

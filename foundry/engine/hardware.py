@@ -2,16 +2,24 @@
 
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
-def hardware_name(device: torch.device, threads: int | None = None) -> str:
-    """The accelerator's name, or the processor's with the number of threads that computed."""
+def hardware_name(device: "torch.device") -> str:
+    """The accelerator's name, or the processor's with the number of threads that torch computes with."""
+    import torch  # late: a device measures a GGUF without it
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    used = torch.get_num_threads() if threads is None else threads
-    return f"{_processor()}, {used} thread{'s' if used != 1 else ''}"
+    return processor_name(torch.get_num_threads())
+
+
+def processor_name(threads: int) -> str:
+    """The processor's name with the number of threads that computed."""
+    return f"{_processor()}, {threads} thread{'s' if threads != 1 else ''}"
 
 
 def _processor() -> str:

@@ -3,10 +3,10 @@
 from foundry.errors import UserError
 from foundry.spec.family import Family, Shape
 from foundry.spec.formats import bytes_read_per_token, parse_format, weight_bytes
-from foundry.spec.job import CustomTarget, JobSpec
+from foundry.spec.job import JobSpec
 from foundry.spec.resources import Resource
 from foundry.spec.search import balance, shapes_within
-from foundry.spec.target import Budget, budget_of, device_profiles
+from foundry.spec.target import Budget, budget_of
 
 
 class FormatEstimate(Resource):
@@ -40,7 +40,12 @@ class TargetEstimate(Resource):
     bytes_read_per_token: int
     """Weights that one token reads in the budget's format: of the experts only the active ones."""
     decode_tokens_per_s_bound: float | None = None
-    """The device's memory bandwidth over the weights that a token reads. None for a custom target."""
+    """The device's memory bandwidth over the weights and the full KV cache that a token reads. None where the target
+    says no bandwidth."""
+    first_token_s_bound: float | None = None
+    """Seconds to the first token of a prompt of 512, by the device's compute. None where the target says none."""
+    too_slow: bool = False
+    """Whether it must decode more slowly than the target's minimum."""
 
 
 class Estimate(Resource):
@@ -74,7 +79,7 @@ def estimate(
         except UserError as error:
             error.pointer = f"/targets/{place}"
             raise
-        targets.append(_target_estimate(spec, target, budget, family, teacher, shape, present))
+        targets.append(_target_estimate(spec, budget, family, teacher, shape, present))
     return Estimate(
         family=family.name,
         teacher_shape=teacher,
@@ -84,13 +89,12 @@ def estimate(
 
 
 def _target_estimate(
-    spec: JobSpec, target: str | CustomTarget, budget: Budget, family: Family, teacher: Shape, shape: Shape,
-    present: frozenset[str],
+    spec: JobSpec, budget: Budget, family: Family, teacher: Shape, shape: Shape, present: frozenset[str]
 ) -> TargetEstimate:  # fmt: skip
     parameters = family.parameter_count(shape, present)
     sizes = {text: weight_bytes(family, shape, parse_format(text), present) for text in {*spec.formats, budget.format}}
     read_bytes = bytes_read_per_token(family, shape, parse_format(budget.format), present)
-    profile = device_profiles()[target] if isinstance(target, str) else None
+    decode, minimum = budget.decode_tokens_per_s(family, shape, present), budget.speed.minimum_tokens_per_s
     return TargetEstimate(
         target=budget.target,
         budget=budget,
@@ -103,5 +107,7 @@ def _target_estimate(
         used_bytes=budget.used_bytes(family, shape, present),
         budget_ratio=budget.share(family, shape, present),
         bytes_read_per_token=read_bytes,
-        decode_tokens_per_s_bound=profile and profile.memory_bandwidth_bytes_per_s / read_bytes,
+        decode_tokens_per_s_bound=decode,
+        first_token_s_bound=budget.first_token_s(family, shape, present),
+        too_slow=decode is not None and minimum is not None and decode < minimum,
     )

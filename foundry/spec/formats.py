@@ -33,13 +33,20 @@ _WHOLE: tuple[Role, ...] = ("positions", "router")
 """Small matrices that llama.cpp never quantises."""
 _HEADER_BYTES = 65_536
 _VOCABULARY_ENTRY_BYTES = 40
-FORMATS = ("safetensors", *(f"gguf:{quantisation}" for quantisation in _BASE))
+_ONNX_BITS = {"fp32": 32, "int8": 8, "int4": 4}
+_ONNX_BLOCK = 32
+"""Values that share one float32 scale in an integer format of ONNX Runtime."""
+FORMATS = (
+    "safetensors",
+    *(f"gguf:{quantisation}" for quantisation in _BASE),
+    *(f"onnx:{quantisation}" for quantisation in _ONNX_BITS),
+)
 
 
 class Format(Record):
-    """One way to write a variant: `safetensors` (bfloat16), or `gguf` with a quantisation."""
+    """One way to write a variant: `safetensors` (bfloat16), or `gguf` or `onnx` with a quantisation."""
 
-    container: Literal["safetensors", "gguf"]
+    container: Literal["safetensors", "gguf", "onnx"]
     quantisation: str = ""
 
     def __str__(self) -> str:
@@ -99,7 +106,23 @@ def tensor_bytes(weight: Weight, size: tuple[int, ...], boosted: bool, shape: Sh
     values = math.prod(size)
     if form.container == "safetensors":
         return 2 * values
+    if form.container == "onnx":
+        return _onnx_bytes(weight, size, shape, form.quantisation)
     return bytes_of(values, gguf_type(weight, size, boosted, shape, form.quantisation))
+
+
+def _onnx_bytes(weight: Weight, size: tuple[int, ...], shape: Shape, quantisation: str) -> int:
+    """ONNX Runtime quantises what it multiplies by, in blocks along a row; vectors and an embedding of its own stay
+    float32. An embedding that doubles as the head is one matrix of 4 bits, but two where the head has 8. Tables of
+    sines and cosines, which grow with the model's context, are not counted."""
+    values, bits = math.prod(size), _ONNX_BITS[quantisation]
+    head = weight.role == "embedding" and shape.tied
+    looked_up = weight.role in ("embedding", "positions") and not head
+    if bits == 32 or len(size) == 1 or looked_up:
+        return 4 * values
+    row = size[-1 if weight.input_axis is None else weight.input_axis]
+    blocks = values // row * -(-row // _ONNX_BLOCK)
+    return blocks * (_ONNX_BLOCK * bits // 8 + 4) + (4 * values if head and bits == 8 else 0)
 
 
 def boosted_layers(layers: int) -> int:

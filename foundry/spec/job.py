@@ -7,30 +7,62 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, model_validat
 
 from foundry.spec.formats import parse_format
 from foundry.spec.record import Count, Record
+from foundry.spec.speed import Speed
 from foundry.spec.stages import Correct, Distill, Evaluate, Export, Lora, Prune
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
+RUNTIME_OVERHEAD_BYTES = 250_000_000
+"""What a runtime takes beside file and cache where a target of one's own does not say; as of a smartphone."""
+
+
 class CustomTarget(Record):
-    """A device that no profile describes: what fits is said by bytes or by parameters."""
+    """A device that no profile describes: what fits is said by bytes, by parameters, or by the device's memory."""
 
     name: Name
     max_bytes: Count | None = None
     """The file in the device format plus the KV cache at `context_tokens`."""
     max_params: Count | None = None
+    memory_bytes: Count | None = None
+    """What the model's process may take: file, cache and `runtime_overhead_bytes`."""
+    runtime_overhead_bytes: Count = RUNTIME_OVERHEAD_BYTES
+    memory_bandwidth_bytes_per_s: Count | None = None
+    compute_ops_per_s: Count | None = None
+    minimum_tokens_per_s: Count | None = None
     context_tokens: Count = 2048
     format: str | None = None
     """The format the device runs; by default the job's first GGUF, else its first format."""
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
-        if (self.max_bytes is None) == (self.max_params is None):
-            raise ValueError("give exactly one of max_bytes and max_params")
+        if [self.max_bytes, self.max_params, self.memory_bytes].count(None) != 2:
+            raise ValueError("give exactly one of max_bytes, max_params and memory_bytes")
+        if self.memory_bytes is not None and self.memory_bytes <= self.runtime_overhead_bytes:
+            raise ValueError(
+                f"memory_bytes {self.memory_bytes:,} leaves nothing for a model beside the runtime's own "
+                f"{self.runtime_overhead_bytes:,} bytes; allow more, or say what your runtime takes in "
+                "runtime_overhead_bytes"
+            )
+        if self.minimum_tokens_per_s is not None and self.memory_bandwidth_bytes_per_s is None:
+            raise ValueError("minimum_tokens_per_s can be judged only with memory_bandwidth_bytes_per_s")
         if self.format is not None:
             parse_format(self.format)
         return self
+
+    @property
+    def file_and_cache_bytes(self) -> int | None:
+        """What is left for the file and the KV cache; None where parameters are counted."""
+        return self.memory_bytes - self.runtime_overhead_bytes if self.memory_bytes is not None else self.max_bytes
+
+    @property
+    def speed(self) -> Speed:
+        """What bounds its speed."""
+        return Speed(
+            memory_bandwidth_bytes_per_s=self.memory_bandwidth_bytes_per_s, compute_ops_per_s=self.compute_ops_per_s,
+            minimum_tokens_per_s=self.minimum_tokens_per_s,
+        )  # fmt: skip
 
 
 Target = Annotated[

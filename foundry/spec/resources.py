@@ -135,14 +135,21 @@ class Target(Resource):
     description: str
     custom: bool = False
     """Whether the project described it; such a target can be changed and deleted."""
-    max_bytes: int | None = None
-    max_params: int | None = None
-    context_tokens: int
-    format: str | None = None
-    """The format that runs on the device; None leaves it to the job."""
     memory_bytes: int | None = None
+    """What the model's process may take."""
+    max_bytes: int | None = None
+    """What of that is left for the file and the KV cache."""
+    max_params: int | None = None
+    """Instead of bytes, in a target of the project's own."""
+    memory_bandwidth_bytes_per_s: int | None = None
+    compute_ops_per_s: int | None = None
+    """Of the unit that the runtime computes with, in the type that it multiplies in; a multiply-add is two."""
+    context_tokens: int
     minimum_tokens_per_s: int | None = None
     runtime: str | None = None
+    format: str | None = None
+    """What the runtime opens first; None leaves it to the job."""
+    formats: tuple[str, ...] = ()
     sources: tuple[dict[str, Any], ...] = ()
 
 

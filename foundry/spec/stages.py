@@ -173,6 +173,9 @@ class Evaluate(Record):
 
 
 class Export(Record):
-    """How many greedy tokens a file's own runtime must agree on with transformers (f16) before it counts."""
+    """How files are checked, and when a larger one is taken instead."""
 
     parity_tokens: Count = 32
+    """Greedy tokens that a file's own runtime must agree on with transformers (f16) before it counts."""
+    quantisation_loss_nats: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    """Where the device's GGUF of 4 bits costs more than this a token, 5 and then 6 bits are tried within the budget."""

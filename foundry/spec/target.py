@@ -1,37 +1,12 @@
-"""Devices as tables, and the budget that follows from one."""
-
-import tomllib
-from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
+"""The budget that follows from a target."""
 
 from foundry.errors import UnknownTarget
+from foundry.spec.device import device_profiles
 from foundry.spec.family import Family, Shape
 from foundry.spec.formats import Format, header_bytes, parse_format, weight_bytes
 from foundry.spec.job import CustomTarget, JobSpec
-from foundry.spec.record import Count, Record, parse
-
-
-class Source(Record):
-    """Where a figure of a profile comes from."""
-
-    figure: str
-    source: str
-
-
-class DeviceProfile(Record):
-    """A class of devices. `memory_bytes` is what the model may take, not what the device has."""
-
-    name: str
-    description: str
-    memory_bytes: Count
-    runtime_overhead_bytes: Count
-    memory_bandwidth_bytes_per_s: Count
-    context_tokens: Count
-    minimum_tokens_per_s: Count
-    runtime: str
-    format: str
-    sources: tuple[Source, ...]
+from foundry.spec.record import Record
+from foundry.spec.speed import Speed, decode_tokens_per_s, first_token_s
 
 
 class Budget(Record):
@@ -44,6 +19,17 @@ class Budget(Record):
     max_bytes: int | None = None
     """The file in `format` plus KV cache at `context_tokens`."""
     max_params: int | None = None
+    memory_bytes: int | None = None
+    """What the whole process may hold, the runtime's own included; compared with what was measured."""
+    speed: Speed = Speed()
+
+    def decode_tokens_per_s(self, family: Family, shape: Shape, present: frozenset[str] = frozenset()) -> float | None:
+        """Predicted, at a full context; None where the target says no bandwidth."""
+        return decode_tokens_per_s(self.speed, self.format, self.context_tokens, family, shape, present)
+
+    def first_token_s(self, family: Family, shape: Shape, present: frozenset[str] = frozenset()) -> float | None:
+        """Predicted, of a prompt of `speed.PROMPT_TOKENS`; None where the target says no compute."""
+        return first_token_s(self.speed, self.format, family, shape, present)
 
     def used_bytes(self, family: Family, shape: Shape, present: frozenset[str] = frozenset()) -> int:
         """The file in the device format plus the KV cache of one full context."""
@@ -59,17 +45,6 @@ class Budget(Record):
         return self.used_bytes(family, shape, present) / self.max_bytes
 
 
-@cache
-def device_profiles() -> Mapping[str, DeviceProfile]:
-    """Every table under data/devices by name."""
-    found: dict[str, DeviceProfile] = {}
-    for path in sorted((files("foundry") / "data" / "devices").iterdir(), key=lambda p: p.name):
-        if path.name.endswith(".toml"):
-            profile = parse(DeviceProfile, tomllib.loads(path.read_text(encoding="utf-8")), prefix=f"/{path.name}")
-            found[profile.name] = profile
-    return found
-
-
 def budget_of(target: str | CustomTarget, formats: tuple[str, ...], context_limit: int | None = None) -> Budget:
     """The budget of a target; raise `UnknownTarget` with the list of profiles.
 
@@ -80,7 +55,8 @@ def budget_of(target: str | CustomTarget, formats: tuple[str, ...], context_limi
         context = min(target.context_tokens, context_limit or target.context_tokens)
         return Budget(
             target=target.name, format=target.format or default, context_tokens=context,
-            max_bytes=target.max_bytes, max_params=target.max_params,
+            max_bytes=target.file_and_cache_bytes, max_params=target.max_params, memory_bytes=target.memory_bytes,
+            speed=target.speed,
         )  # fmt: skip
     profile = device_profiles().get(target)
     if profile is None:
@@ -92,7 +68,7 @@ def budget_of(target: str | CustomTarget, formats: tuple[str, ...], context_limi
     return Budget(
         target=profile.name, format=profile.format,
         context_tokens=min(profile.context_tokens, context_limit or profile.context_tokens),
-        max_bytes=profile.memory_bytes - profile.runtime_overhead_bytes,
+        max_bytes=profile.max_bytes, memory_bytes=profile.memory_bytes, speed=profile.speed,
     )  # fmt: skip
 
 

@@ -120,6 +120,15 @@ class Lineage(Record):
     """Library name -> version."""
 
 
+class Signature(Record):
+    """Who vouches for a manifest: Ed25519 over everything else that it says (`foundry verify`)."""
+
+    key: str
+    """The public key, ed25519:BASE64."""
+    value: str
+    """The signature, base64."""
+
+
 class VariantManifest(Record):
     """`manifest.json` of a variant's folder: every other file with its digest, and how it all came about."""
 
@@ -130,6 +139,8 @@ class VariantManifest(Record):
     parameters: int
     budget: Budget
     fits_budget: bool
+    over_budget: tuple[str, ...] = ()
+    """Why it does not fit; empty when it does."""
     created_at: datetime
     spec: JobSpec
     lineage: Lineage
@@ -139,3 +150,5 @@ class VariantManifest(Record):
     files: tuple[Artifact, ...]
     training: dict[str, Any] = Field(default_factory=dict)
     """Steps, tokens and losses of the distillation."""
+    signature: Signature | None = None
+    """By the service that published it, or the installation that ran it."""

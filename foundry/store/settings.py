@@ -27,6 +27,8 @@ class Settings(BaseSettings):
     """Content-addressed files of datasets and variants; by default `home`/artifacts."""
     work: Path = Field(default_factory=lambda fields: fields["home"] / "work")
     """One folder for each unfinished job; by default `home`/work. Workers that share it resume each other's jobs."""
+    signing_key: Path = Field(default_factory=lambda fields: fields["home"] / "signing-key.pem")
+    """Ed25519 key that variants are signed with, made when it is missing; its public half lies beside it as .pub."""
     broker_url: str | None = None
     """redis://... when Celery feeds the workers; None when they poll the database."""
     teacher_roots: Annotated[tuple[Path, ...], NoDecode] = ()
@@ -56,7 +58,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8321
 
-    @field_validator("home", "artifacts", "work")
+    @field_validator("home", "artifacts", "work", "signing_key")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         return path.expanduser().absolute()

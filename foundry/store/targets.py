@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 from foundry.errors import NameTaken, NotFound, QuotaExceeded
 from foundry.spec.job import CustomTarget, JobSpec
 from foundry.spec.resources import Target
-from foundry.spec.target import device_profiles
+from foundry.spec.device import device_profiles
 from foundry.store import audit
 from foundry.store.database import Database, db_now
 from foundry.store.project_tables import TargetRow
@@ -79,6 +79,8 @@ def _find(session: Session, project_id: str, name: str) -> TargetRow:
 def _record(row: TargetRow) -> Target:
     spec = CustomTarget.model_validate(row.spec)
     return Target(
-        name=row.name, description=row.description, custom=True, max_bytes=spec.max_bytes, max_params=spec.max_params,
-        context_tokens=spec.context_tokens, format=spec.format,
+        name=row.name, description=row.description, custom=True, memory_bytes=spec.memory_bytes,
+        max_bytes=spec.file_and_cache_bytes, max_params=spec.max_params,
+        memory_bandwidth_bytes_per_s=spec.memory_bandwidth_bytes_per_s, compute_ops_per_s=spec.compute_ops_per_s,
+        context_tokens=spec.context_tokens, minimum_tokens_per_s=spec.minimum_tokens_per_s, format=spec.format,
     )  # fmt: skip

@@ -12,11 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from foundry.engine.context import Stopped
 from foundry.engine.export.runtime import Answers, Questions, parse_answers
+from foundry.engine.stopped import Stopped
 from foundry.errors import ExportFailed
 
 LLAMACPP = "foundry.engine.export.llamacpp"
+ONNX = "foundry.engine.export.genai"
 TRANSFORMERS = "foundry.engine.export.plain"
 _TIMEOUT_S = 2 * 3600.0
 _POLL_S = 0.1

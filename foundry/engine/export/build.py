@@ -1,10 +1,10 @@
 """Fills one variant's folder: write every format, let its runtime answer the exam, keep what passes, sign it all."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,28 +13,25 @@ from transformers import PreTrainedTokenizerBase
 from foundry.engine.context import RunContext
 from foundry.engine.corpus import Corpus
 from foundry.engine.export import plain
-from foundry.engine.export.apart import LLAMACPP, TRANSFORMERS, ask
+from foundry.engine.export.apart import TRANSFORMERS, ask
+from foundry.engine.export.bits import larger_formats
 from foundry.engine.export.exam import Exam, decided, make_exam
 from foundry.engine.export.huggingface import shipped_dtype, write_huggingface
-from foundry.engine.export.manifest import SAFETENSORS_FOLDER, gguf_name
+from foundry.engine.export.manifest import SAFETENSORS_FOLDER, format_bytes
 from foundry.engine.export.runtime import Answers
 from foundry.engine.export.sign import Made, sign
 from foundry.engine.export.verify import Findings, compare_answers, findings_of
-from foundry.engine.hardware import hardware_name
+from foundry.engine.export.writing import Writing
+from foundry.engine.hardware import hardware_name, processor_name
 from foundry.engine.models import load_model
 from foundry.engine.workspace import Workspace
-from foundry.errors import ExportFailed
+from foundry.errors import ExportFailed, TooLossy
 from foundry.intake.checkpoint import Checkpoint, context_limit, open_checkpoint
-from foundry.spec.formats import parse_format
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.target import Budget
 from foundry.spec.variant import Metrics
 
-if TYPE_CHECKING:
-    from foundry.engine.export.vocabulary import Vocabulary
-
-_CPU = torch.device("cpu")
 _SAME_LOSS_NATS = 0.002
 
 
@@ -52,6 +49,8 @@ class Build:
     folder: Path
     rows: list[Metrics] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    too_lossy: set[str] = field(default_factory=set)
+    """Of the failed formats those that more bits may mend."""
     notes: list[str] = field(default_factory=list)
 
     def run(self) -> Iterator[str]:
@@ -61,8 +60,9 @@ class Build:
         exam, reference = self._examine_master(master)
         yield "opened it in transformers"
         for form in (form for form in self.spec.formats if form != "safetensors"):
-            self._try_gguf(form, master, exam, reference)
+            self._try(form, master, exam, reference)
             yield f"finished {form}"
+        self._take_more_bits(master, exam, reference)
         for note in self.notes:
             self.context.report(EventType.WARNING, f"{self.budget.target}: {note}", level="warning", stage="export")
         if "safetensors" not in self.spec.formats:
@@ -72,9 +72,10 @@ class Build:
                 f"target {self.budget.target!r}: no format passed its check: "
                 + "; ".join(f"{form}: {reason}" for form, reason in self.failed.items())
             )
-        sign(
-            self.folder, Made(self.spec, self.budget, self.student, self.rows, self.failed, self.notes), self.workspace
-        )
+        made = Made(self.spec, self.budget, self.student, self.rows, self.failed, self.notes)
+        for reason in sign(self.folder, made, self.workspace).over_budget:
+            message = f"{self.budget.target}: over its budget: {reason}"
+            self.context.report(EventType.WARNING, message, level="warning", stage="export", target=self.budget.target)
         yield "signed the manifest"
 
     def _write_master(self) -> Checkpoint:
@@ -115,36 +116,61 @@ class Build:
         if (worst := float(np.abs(np.subtract(losses, reference.losses[0])).max())) > _SAME_LOSS_NATS:
             raise ExportFailed(f"the saved model answers differently from the one in memory, by {worst:.4f} nats")
 
-    def _try_gguf(self, form: str, master: Checkpoint, exam: Exam, reference: Answers) -> None:
-        """Write and check one file; a failure is recorded, told, and costs this format alone."""
-        path = self.folder / gguf_name(self.budget.target, parse_format(form).quantisation)
+    def _take_more_bits(self, master: Checkpoint, exam: Exam, reference: Answers) -> None:
+        """Where the device's format costs too much: try larger ones that fit, and let the device run the better one."""
+        first, limit = self.budget.format, self.spec.export.quantisation_loss_nats
+        broken = first in self.failed and first not in self.too_lossy  # more bits would not mend it
+        if first not in self.spec.formats or broken:
+            return
+        tried = [first]
+        larger = larger_formats(self.budget, self.student.family, self.student.shape, self.student.present)
+        while self._cost(best := min(tried, key=self._cost)) > limit and (form := next(larger, None)):
+            if form not in self.spec.formats:
+                self._try(form, master, exam, reference)
+            tried.append(form)
+        for form in tried:
+            if form != best and form not in self.spec.formats:
+                self._drop(form)
+        if best != first:
+            self.budget = self.budget.model_copy(update={"format": best})
+            message = f"{self.budget.target}: {first} costs more than {limit} nats a token, the device runs {best}"
+            self.context.report(EventType.LOG, message, stage="export", target=self.budget.target)
+
+    def _cost(self, form: str) -> float:
+        """Nats a token against transformers; infinite for a format that failed."""
+        costs = {row.model: row.runtime_loss_difference for row in self.rows}
+        found = costs.get(form)
+        return math.inf if found is None else found
+
+    def _drop(self, form: str) -> None:
+        """Forget a format that was tried and that nobody asked for."""
+        Writing(self.folder, self.budget.target, form).remove()
+        self.rows = [row for row in self.rows if row.model != form]
+        self.failed.pop(form, None)
+
+    def _try(self, form: str, master: Checkpoint, exam: Exam, reference: Answers) -> None:
+        """Write and check one format; a failure is recorded, told, and costs this format alone."""
+        writing = Writing(self.folder, self.budget.target, form)
         try:
-            vocabulary = self._write_gguf(path, form, master)
-            questions = replace(exam.questions, model=str(path))
-            answers = ask(LLAMACPP, questions, should_stop=self.context.should_stop)
-            findings = compare_answers(form, answers, reference, exam, vocabulary.is_cut_otherwise)
+            writing.write(master, self.tokenizer, self._name)
+            questions = replace(exam.questions, model=str(writing.path))
+            answers = ask(writing.runtime, questions, should_stop=self.context.should_stop)
+            findings = compare_answers(form, answers, reference, exam, writing.is_cut_otherwise)
         except ExportFailed as error:
-            path.unlink(missing_ok=True)
+            writing.remove()
             self.failed[form] = error.message
+            if isinstance(error, TooLossy):
+                self.too_lossy.add(form)
             message = f"{self.budget.target}: {form} is left out: {error.message}"
             self.context.report(
                 EventType.WARNING, message, level="warning", stage="export", target=self.budget.target, format=form
             )
             return
-        if vocabulary.known_difference and vocabulary.known_difference not in self.notes:
-            self.notes.append(vocabulary.known_difference)
-        hardware = hardware_name(_CPU, questions.threads)
-        self._record(form, path.stat().st_size, answers, findings, exam, hardware)
-
-    def _write_gguf(self, path: Path, form: str, master: Checkpoint) -> "Vocabulary":
-        # The gguf package is an extra: a job that ships safetensors alone does without.
-        from foundry.engine.export.gguf import write_gguf
-        from foundry.engine.export.vocabulary import vocabulary_of
-
-        vocabulary = vocabulary_of(self.tokenizer, master.shape.vocab)
-        quantisation = parse_format(form).quantisation
-        write_gguf(master, vocabulary, path, quantisation=quantisation, name=self._name)
-        return vocabulary
+        if writing.known_difference and writing.known_difference not in self.notes:
+            self.notes.append(writing.known_difference)
+        size = format_bytes(self.folder, form)
+        assert size is not None
+        self._record(form, size, answers, findings, exam, processor_name(questions.threads))
 
     @property
     def _name(self) -> str:

@@ -69,7 +69,8 @@ def _front_matter(manifest: VariantManifest, licence: Mapping[str, str]) -> str:
 def _summary(manifest: VariantManifest) -> str:
     budget = manifest.budget
     limit = f"{budget.max_params:,} parameters" if budget.max_params else f"{budget.max_bytes:,} bytes"
-    fits = "It fits" if manifest.fits_budget else "**It does not fit**"
+    why = f": {'; '.join(manifest.over_budget)}" if manifest.over_budget else ""
+    fits = "It fits" if manifest.fits_budget else f"**It does not fit**{why}"
     return (
         f"# {_name(manifest.spec.teacher)} for {manifest.target}\n\n"
         f"A language model of {manifest.parameters:,} parameters, made by Foundry from `{manifest.spec.teacher}` "
@@ -197,6 +198,19 @@ def _how_to_run(manifest: VariantManifest, notes: Sequence[str]) -> str:
             f'model = AutoModelForCausalLM.from_pretrained("{SAFETENSORS_FOLDER}")\n'
             'inputs = tokenizer("Once upon a time", return_tensors="pt")\n'
             "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))\n```"
+        )
+    onnx = sorted({file.path.partition("/")[0] for file in manifest.files if (file.format or "").startswith("onnx:")})
+    if onnx:
+        blocks.append(
+            "ONNX Runtime (`pip install onnxruntime-genai`):\n\n```python\n"
+            "import onnxruntime_genai as og\n\n"
+            f'model = og.Model("{onnx[0]}")\n'
+            "tokenizer, parameters = og.Tokenizer(model), og.GeneratorParams(model)\n"
+            "parameters.set_search_options(max_length=64)\n"
+            "generator = og.Generator(model, parameters)\n"
+            'generator.append_tokens(tokenizer.encode("Once upon a time"))\n'
+            "while not generator.is_done():\n    generator.generate_next_token()\n"
+            "print(tokenizer.decode(generator.get_sequence(0)))\n```"
         )
     return "\n\n".join([*blocks, *(f"Note: {note}." for note in notes)])
 

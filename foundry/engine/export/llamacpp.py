@@ -199,6 +199,7 @@ def answer(questions: Questions) -> Answers:
     with opened(questions.model, threads=questions.threads, context_tokens=questions.context_tokens) as llama:
         load_ms = 1000 * (time.perf_counter() - start)
         scores = [score(llama, passage) for passage in questions.passages]
+        texts = [llama.tokenize(text, special=True)[: llama.context_tokens] for text in questions.read_texts]
         rates: tuple[float, float] | tuple[None, None] = (None, None)
         if questions.speed_prompt_tokens:
             tokens = [i % llama.vocabulary_tokens for i in range(questions.speed_prompt_tokens)]
@@ -212,6 +213,7 @@ def answer(questions: Questions) -> Answers:
             continuations=[greedy(llama, prompt, questions.continue_tokens) for prompt in questions.prompts],
             losses=[losses for losses, _ in scores],
             likeliest=[tops for _, tops in scores],
+            text_losses=[score(llama, tokens)[0] for tokens in texts if len(tokens) > 1],
             prompt_tokens_per_s=rates[0],
             decode_tokens_per_s=rates[1],
             peak_memory_bytes=peak_memory_bytes(),

@@ -6,7 +6,8 @@ This file needs no torch: whoever has a variant's folder can check it.
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from foundry.engine.workspace import read_json, sha256_of
+from foundry.engine.export.signature import check_signature, read_document
+from foundry.engine.workspace import sha256_of
 from foundry.errors import ArtifactDamaged, InvalidSpec
 from foundry.spec.family import Shape
 from foundry.spec.record import parse
@@ -14,8 +15,15 @@ from foundry.spec.target import Budget
 from foundry.spec.variant import Artifact, VariantManifest
 
 NAME = "manifest.json"
+MEASURED = "measured.jsonl"
+"""Where `foundry measure` notes what a variant does on one more machine; nobody vouches for it."""
 SAFETENSORS_FOLDER = "safetensors"
-_RECORDED = ("foundry", "torch", "transformers", "tokenizers", "safetensors", "peft", "numpy", "gguf", "xllamacpp")
+_ONNX_FOLDER = "onnx-"
+_WEIGHT_FILES = ("*.gguf", "*/*.safetensors", "*/*.onnx", "*/*.onnx.data")
+_RECORDED = (
+    "foundry", "torch", "transformers", "tokenizers", "safetensors", "peft", "numpy", "gguf", "xllamacpp",
+    "onnxruntime", "onnxruntime-genai",
+)  # fmt: skip
 
 
 def gguf_name(target: str, quantisation: str) -> str:
@@ -23,9 +31,15 @@ def gguf_name(target: str, quantisation: str) -> str:
     return f"{target}-{quantisation}.gguf"
 
 
+def onnx_folder(quantisation: str) -> str:
+    """The name of the folder of an ONNX model in a variant's folder."""
+    return _ONNX_FOLDER + quantisation
+
+
 def artifacts_in(folder: Path) -> tuple[Artifact, ...]:
-    """Every file but the manifest itself, by path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+    """Every file but the manifest itself and later measurements, by path."""
+    apart = {folder / NAME, folder / MEASURED}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path not in apart)
     return tuple(
         Artifact(
             path=path.relative_to(folder).as_posix(),
@@ -40,36 +54,53 @@ def artifacts_in(folder: Path) -> tuple[Artifact, ...]:
 def _format_of(path: Path) -> str | None:
     if path.parts[0] == SAFETENSORS_FOLDER:
         return "safetensors"
+    if path.parts[0].startswith(_ONNX_FOLDER) and len(path.parts) > 1:
+        return f"onnx:{path.parts[0].removeprefix(_ONNX_FOLDER)}"
     return f"gguf:{path.stem.rpartition('-')[2]}" if path.suffix == ".gguf" else None
 
 
 def format_bytes(folder: Path, form: str) -> int | None:
     """Bytes of a format's weight files, None when the folder does not hold it."""
-    paths = (path.relative_to(folder) for pattern in ("*.gguf", "*/*.safetensors") for path in folder.glob(pattern))
+    paths = (path.relative_to(folder) for pattern in _WEIGHT_FILES for path in folder.glob(pattern))
     sizes = [(folder / path).stat().st_size for path in paths if _format_of(path) == form]
     return sum(sizes) if sizes else None
 
 
-def fits(budget: Budget, parameters: int, shape: Shape, device_file_bytes: int | None) -> bool:
-    """Whether a variant fits its budget, by the real size of the file that runs on the device, plus the KV cache.
+def over_budget(
+    budget: Budget, *, parameters: int, shape: Shape, device_file_bytes: int | None,
+    peak_memory_bytes: int | None = None, decode_tokens_per_s: float | None = None,
+) -> tuple[str, ...]:  # fmt: skip
+    """Why a variant does not fit its budget; empty when it does.
 
-    `device_file_bytes` is None when there is no such file: a variant whose device format failed fits nothing.
+    The file that runs on the device counts with its real size, plus the KV cache; the peak of the whole process counts
+    as measured, and the speed as measured or predicted, where they are known. `device_file_bytes` is None when there is
+    no such file: a variant whose device format failed fits nothing.
     """
     if budget.max_params is not None:
-        return parameters <= budget.max_params
+        over = parameters > budget.max_params
+        return (f"{parameters:,} parameters are more than {budget.max_params:,}",) if over else ()
     assert budget.max_bytes is not None
     if device_file_bytes is None:
-        return False
-    return device_file_bytes + shape.kv_cache_bytes(budget.context_tokens) <= budget.max_bytes
+        return (f"there is no {budget.format}, which the device runs",)
+    reasons = []
+    used = device_file_bytes + shape.kv_cache_bytes(budget.context_tokens)
+    if used > budget.max_bytes:
+        reasons.append(
+            f"file and KV cache at {budget.context_tokens:,} tokens take {used:,} bytes, more than {budget.max_bytes:,}"
+        )
+    if peak_memory_bytes and budget.memory_bytes and peak_memory_bytes > budget.memory_bytes:
+        reasons.append(f"its process held {peak_memory_bytes:,} bytes, more than {budget.memory_bytes:,}")
+    minimum = budget.speed.minimum_tokens_per_s
+    if decode_tokens_per_s and minimum and decode_tokens_per_s < minimum:
+        reasons.append(f"it decodes {decode_tokens_per_s:.3g} tokens/s, less than {minimum}")
+    return tuple(reasons)
 
 
 def read_manifest(folder: Path) -> VariantManifest:
     """The manifest of a variant's folder. Raises `ArtifactDamaged` when there is none or it cannot be read."""
     try:
-        return parse(VariantManifest, read_json(folder / NAME))
-    except FileNotFoundError as error:
-        raise ArtifactDamaged(f"{folder} holds no {NAME}; it is not a variant, or was not downloaded whole") from error
-    except (ValueError, InvalidSpec) as error:
+        return parse(VariantManifest, read_document(folder / NAME))
+    except InvalidSpec as error:
         raise ArtifactDamaged(f"{folder / NAME} is not a manifest: {error}") from error
 
 
@@ -79,6 +110,11 @@ def check_folder(folder: Path) -> VariantManifest:
     found = {artifact.path: artifact for artifact in artifacts_in(folder)}
     named = {artifact.path: artifact for artifact in manifest.files}
     problems = [f"{path} is missing" for path in named.keys() - found.keys()]
+    problems += [
+        f"{path.relative_to(folder).as_posix()} is a link; a variant holds its own bytes"
+        for path in folder.rglob("*")
+        if path.is_symlink()
+    ]
     problems += [f"{path} is not in the manifest" for path in found.keys() - named.keys()]
     problems += [
         f"{path} has other bytes than the manifest says ({found[path].bytes:,} of {named[path].bytes:,} bytes)"
@@ -88,6 +124,19 @@ def check_folder(folder: Path) -> VariantManifest:
     if problems:
         raise ArtifactDamaged(f"{folder}: {'; '.join(sorted(problems))}. Download or export the variant again")
     return manifest
+
+
+def verify_folder(
+    folder: Path, trusted: str | None = None, *, may_be_unsigned: bool = False
+) -> tuple[VariantManifest, str | None]:
+    """Check digests and signature, offline; returns the manifest and the public key that signed it.
+
+    `trusted` is the only key that will do. Raises `ArtifactDamaged` with all that is wrong, and `NotTrusted`.
+    """
+    if may_be_unsigned and trusted is None and read_manifest(folder).signature is None:
+        return check_folder(folder), None
+    signed_by = check_signature(folder / NAME, trusted)
+    return check_folder(folder), signed_by
 
 
 def versions() -> dict[str, str]:

@@ -69,6 +69,7 @@ def answer(questions: Questions) -> Answers:
     load_ms = 1000 * (time.perf_counter() - start)
     tokenizer = AutoTokenizer.from_pretrained(questions.model)
     scores = [score(model, passage) for passage in questions.passages]
+    texts = [tokenizer(text)["input_ids"][: questions.context_tokens] for text in questions.read_texts]
     rates: tuple[float, float] | tuple[None, None] = (None, None)
     if questions.speed_prompt_tokens:
         prompt = [i % model.config.vocab_size for i in range(questions.speed_prompt_tokens)]
@@ -82,6 +83,7 @@ def answer(questions: Questions) -> Answers:
         continuations=[greedy(model, prompt, questions.continue_tokens) for prompt in questions.prompts],
         losses=[losses for losses, _ in scores],
         likeliest=[tops for _, tops in scores],
+        text_losses=[score(model, tokens)[0] for tokens in texts if len(tokens) > 1],
         prompt_tokens_per_s=rates[0],
         decode_tokens_per_s=rates[1],
         peak_memory_bytes=peak_memory_bytes(),

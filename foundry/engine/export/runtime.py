@@ -34,6 +34,8 @@ class Questions:
     continue_tokens: int = 32
     passages: Sequence[Sequence[int]] = ()
     """Held-out text: every token but the first is scored given those before it."""
+    read_texts: Sequence[str] = ()
+    """Held-out text that the runtime cuts itself: scored like a passage, up to the context."""
     speed_prompt_tokens: int = 0
     """Length of the prompt of the speed measurement; 0 leaves it out."""
     speed_decode_tokens: int = 32
@@ -68,6 +70,8 @@ class Answers:
     """For each passage, minus the log probability of every token but the first, in nats."""
     likeliest: list[list[int]] = field(default_factory=list)
     """For each passage, the most likely next token at each of these positions."""
+    text_losses: list[list[float]] = field(default_factory=list)
+    """As `losses`, for each of the texts."""
     prompt_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foundry.engine.export.card import licence_of, write_card
-from foundry.engine.export.manifest import NAME, artifacts_in, fits, format_bytes, versions
+from foundry.engine.export.manifest import NAME, artifacts_in, format_bytes, over_budget, versions
 from foundry.engine.models import local_folder
 from foundry.engine.workspace import Workspace, read_json, write_json
 from foundry.intake.checkpoint import Checkpoint, checkpoint_sha256
@@ -39,8 +39,11 @@ class Made(NamedTuple):
         return self.student.family.parameter_count(self.student.shape, self.student.present)
 
 
-def sign(folder: Path, made: Made, workspace: Workspace) -> None:
-    """Complete a folder that holds the model. The card comes last but one, the manifest last: it has all digests."""
+def sign(folder: Path, made: Made, workspace: Workspace) -> VariantManifest:
+    """Complete a folder that holds the model; returns its manifest.
+
+    The card comes last but one, the manifest last: it has all digests.
+    """
     teacher = local_folder(workspace.inputs.teacher)
     plan_path = workspace.stage("prune", made.budget.target) / "plan.json"
     shutil.copyfile(plan_path, folder / "plan.json")
@@ -52,6 +55,7 @@ def sign(folder: Path, made: Made, workspace: Workspace) -> None:
     write_card(folder / "README.md", manifest, plan, licence_of(teacher), terms, made.notes)
     manifest = manifest.model_copy(update={"files": artifacts_in(folder)})
     write_json(folder / NAME, manifest.model_dump(mode="json"))
+    return manifest
 
 
 def _carry_adapter(workspace: Workspace, target: str, folder: Path) -> None:
@@ -72,14 +76,15 @@ def _carry_terms(teacher: Path, folder: Path) -> list[str]:
 
 def _manifest(folder: Path, made: Made, workspace: Workspace, teacher: Path) -> VariantManifest:
     target, files = made.budget.target, artifacts_in(folder)
-    inputs = workspace.inputs
+    inputs, over = workspace.inputs, _over_budget(folder, made)
     return VariantManifest(
         target=target,
         family=made.student.family.name,
         shape=made.student.shape,
         parameters=made.parameters,
         budget=made.budget,
-        fits_budget=fits(made.budget, made.parameters, made.student.shape, _device_bytes(folder, made)),
+        fits_budget=not over,
+        over_budget=over,
         created_at=datetime.now(UTC),
         spec=made.spec,
         lineage=Lineage(
@@ -94,6 +99,17 @@ def _manifest(folder: Path, made: Made, workspace: Workspace, teacher: Path) -> 
         files=files,
         training=_training(workspace, target),
     )
+
+
+def _over_budget(folder: Path, made: Made) -> tuple[str, ...]:
+    """By the real file, the peak measured here, and the speed predicted there."""
+    student, measured = made.student, {row.model: row for row in made.rows}
+    row = measured.get(made.budget.format)
+    return over_budget(
+        made.budget, parameters=made.parameters, shape=student.shape, device_file_bytes=_device_bytes(folder, made),
+        peak_memory_bytes=row.peak_memory_bytes if row else None,
+        decode_tokens_per_s=made.budget.decode_tokens_per_s(student.family, student.shape, student.present),
+    )  # fmt: skip
 
 
 def _device_bytes(folder: Path, made: Made) -> int | None:

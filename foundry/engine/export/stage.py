@@ -10,6 +10,7 @@ from foundry.engine.corpus import Corpus
 from foundry.engine.export.build import Build
 from foundry.engine.export.library import shared_library
 from foundry.engine.export.manifest import NAME
+from foundry.engine.export.onnx import require_onnx
 from foundry.engine.models import load_tokenizer, local_folder
 from foundry.engine.workspace import Workspace, new_folder
 from foundry.errors import ExportFailed, MissingExtra
@@ -37,15 +38,18 @@ def check_formats(spec: JobSpec, workspace: Workspace, context: RunContext) -> N
         check_config(config, family, shape)
         vocabulary_of(load_tokenizer(folder), shape.vocab)
     except ExportFailed as error:
-        if "safetensors" not in spec.formats:
+        if all(parse_format(form).container == "gguf" for form in spec.formats):
             raise
         message = f"GGUF files will be left out: {error.message}"
         context.report(EventType.WARNING, message, level="warning", stage="export")
 
 
 def _require_libraries(spec: JobSpec) -> bool:
-    """Whether any format needs GGUF; raises `MissingExtra` when its libraries are not there."""
-    if not any(parse_format(form).container == "gguf" for form in spec.formats):
+    """Whether any format needs GGUF; raises `MissingExtra` when the libraries of a format are not there."""
+    containers = {parse_format(form).container for form in spec.formats}
+    if "onnx" in containers:
+        require_onnx()
+    if "gguf" not in containers:
         return False
     shared_library()
     if find_spec("gguf") is None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from foundry.engine.export.exam import Exam
 from foundry.engine.export.runtime import Answers, Continuation
-from foundry.errors import ExportFailed
+from foundry.errors import ExportFailed, TooLossy
 
 _TIE_NATS = (0.02, 0.1)
 """Two tokens closer than the first figure are a tie that rounding may break: an f16 cache moves logits by up to that.
@@ -37,11 +37,14 @@ BOUNDS: Mapping[str, Bounds] = {
     "gguf:q6_k": Bounds(loss_nats=0.05, top1_ratio=0.6),
     "gguf:q5_k_m": Bounds(loss_nats=0.1, top1_ratio=0.4),
     "gguf:q4_k_m": Bounds(loss_nats=0.25, top1_ratio=0.2),
+    "onnx:fp32": Bounds(loss_nats=0.002, top1_ratio=0.97),
+    "onnx:int8": Bounds(loss_nats=0.05, top1_ratio=0.6),
+    "onnx:int4": Bounds(loss_nats=0.25, top1_ratio=0.2),
 }
 """A wrong permutation, scale or rope setting costs whole nats. The loss decides for trained models; what the
 demo's teacher loses stands in docs/results.md and is far inside. The ratios are low because a model with random weights
 has near ties everywhere."""
-_EXACT = "gguf:f16"
+_EXACT = ("gguf:f16", "onnx:fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,7 @@ def _equal_tokens(form: str, answer: Continuation, reference: Continuation, tie_
     """How many greedy tokens are equal. Raises for a format that must be exact, unless the reference is at a tie."""
     pairs = zip(answer.tokens, reference.tokens, strict=True)
     at = next((i for i, (mine, theirs) in enumerate(pairs) if mine != theirs), len(reference.tokens))
-    if at == len(reference.tokens) or form != _EXACT:
+    if at == len(reference.tokens) or form not in _EXACT:
         return at
     tie = answer.tokens[at] == reference.seconds[at] and reference.margins[at] < tie_nats
     if not tie:
@@ -136,13 +139,13 @@ def _within_bounds(form: str, findings: Findings, differences_T: np.ndarray) -> 
         raise ExportFailed("its held-out loss is not a finite number")
     error = _SIGMAS * float(differences_T.std()) / math.sqrt(count)
     if abs(findings.loss_difference) - error > bounds.loss_nats:
-        raise ExportFailed(
+        raise TooLossy(
             f"its held-out loss differs by {findings.loss_difference:+.4f} nats from the same weights in transformers; "
             f"{bounds.loss_nats} are allowed for {form}"
         )
     allowed = (1 - bounds.top1_ratio) * count
     if (1 - findings.top1_ratio) * count > allowed + _SIGMAS * math.sqrt(allowed):
-        raise ExportFailed(
+        raise TooLossy(
             f"its most likely token is that of transformers at {findings.top1_ratio:.1%} of the positions; "
             f"{bounds.top1_ratio:.1%} are expected of {form}"
         )

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.integration
 def test_up_serves_its_home_alone_until_it_is_told_to_stop(tmp_path: Path) -> None:
     with up(tmp_path) as service:
         with service.client() as foundry:
-            assert [t.name for t in foundry.targets.list()] == ["laptop", "smartphone"]
+            assert {"laptop", "smartphone"} < {t.name for t in foundry.targets.list()}
         key, url = service.home / "key", (service.home / "url").read_text().strip()
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
         assert str(key) in service.output and url in service.output and "foundry submit" in service.output

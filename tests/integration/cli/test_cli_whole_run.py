@@ -15,7 +15,10 @@ from tests.integration.cli.upped import command, wait_for
 pytestmark = pytest.mark.integration
 
 
-def test_run_stops_with_a_checkpoint_on_ctrl_c_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_run_stops_with_a_checkpoint_on_ctrl_c_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOUNDRY_HOME", str(tmp_path / "home"))  # its key signs
     tiny.save(tmp_path / "teacher")
     tiny.write_texts(tmp_path / "text.jsonl", 400)
     spec = {
@@ -52,4 +55,6 @@ def test_run_stops_with_a_checkpoint_on_ctrl_c_and_the_same_command_goes_on(tmp_
         command("report", "out", "-o", "elsewhere"), cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert again.stdout.splitlines()[0] == "elsewhere/report.html" and (tmp_path / "elsewhere/report.html").is_file()
+    verified = subprocess.run(command("verify", str(variant)), capture_output=True, text=True, timeout=60)
+    assert verified.returncode == 0 and "the key of this installation" in verified.stdout, verified.stderr
     assert "distilled" in ended.stdout and "perplexity" in ended.stdout

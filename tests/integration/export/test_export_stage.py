@@ -172,8 +172,10 @@ def test_stage_ships_the_other_formats_when_one_fails(lowercasing: tuple[Path, P
     manifest = check_folder(stage.variant("watch"))
     assert "Lowercase" in manifest.failed_formats["gguf:q4_k_m"]
     assert {artifact.format for artifact in manifest.files} == {None, "safetensors"}
-    assert not manifest.fits_budget  # gguf:q4_k_m is what the device would have run
-    assert [event.data["format"] for event in stage.said(EventType.WARNING)] == ["gguf:q4_k_m"]
+    assert not manifest.fits_budget and manifest.over_budget == ("there is no gguf:q4_k_m, which the device runs",)
+    assert [event.data["format"] for event in stage.said(EventType.WARNING) if "format" in event.data] == [
+        "gguf:q4_k_m"
+    ]
 
 
 def test_stage_fails_when_no_format_is_left(lowercasing: tuple[Path, Path], tmp_path: Path) -> None:
@@ -233,3 +235,18 @@ def test_stage_ships_gguf_alone_for_a_device_with_a_short_context(tmp_path: Path
     manifest = check_folder(stage.variant("watch"))
     formats: dict[str, Any] = {artifact.path: artifact.format for artifact in manifest.files}
     assert formats["watch-q8_0.gguf"] == "gguf:q8_0" and "safetensors" not in formats.values()
+
+
+def test_stage_takes_more_bits_where_four_cost_too_much_and_forgets_what_it_only_tried(
+    demo_teacher: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    stage = prepare(tmp_path / "job", demo_teacher, corpus_file, ["gguf:q4_k_m"], kiosk=768)
+    strict = stage.spec.export.model_copy(update={"quantisation_loss_nats": 0.0})
+    Stage(stage.spec.model_copy(update={"export": strict}), stage.workspace, stage.events).run()
+    manifest = check_folder(stage.variant("kiosk"))
+    best = manifest.budget.format
+    assert best in ("gguf:q5_k_m", "gguf:q6_k") and manifest.failed_formats == {}
+    rows = {row.model: row.runtime_loss_difference for row in manifest.metrics if row.runtime}
+    assert set(rows) == {"gguf:q4_k_m", best} and abs(rows[best] or 0) < abs(rows["gguf:q4_k_m"] or 0)
+    assert {artifact.format for artifact in manifest.files} == {None, "gguf:q4_k_m", best}
+    assert any(f"the device runs {best}" in event.message for event in stage.said(EventType.LOG))

@@ -123,7 +123,7 @@ def test_plan_says_when_the_teacher_fits_as_it_is(foundry: Command, config: Path
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("--target", "toaster"), 1, "laptop, smartphone"),
+        (("--target", "toaster"), 1, "laptop, laptop-gpu"),
         (("--max-params", "1e6"), 1, "allow at least"),
         (("--max-params", "many"), 1, "/max_params"),
         (("--max-params", "1e9", "--format", "onnx"), 1, "gguf:q4_k_m"),

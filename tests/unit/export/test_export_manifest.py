@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,14 +12,15 @@ from foundry.engine.export.manifest import (
     NAME,
     artifacts_in,
     check_folder,
-    fits,
     format_bytes,
     gguf_name,
+    over_budget,
     read_manifest,
 )
 from foundry.errors import ArtifactDamaged
 from foundry.spec.family import Shape
 from foundry.spec.job import JobSpec
+from foundry.spec.speed import Speed
 from foundry.spec.target import Budget
 from foundry.spec.variant import Lineage, VariantManifest
 
@@ -26,7 +28,7 @@ SHAPE = Shape(layers=2, hidden=32, ffn=64, heads=4, kv_heads=2, head_dim=8, voca
 CACHE_BYTES = 2 * 2 * 2 * 8 * 100 * 2
 
 
-def budget(**limit: int) -> Budget:
+def budget(**limit: Any) -> Budget:
     return Budget(target="watch", format="gguf:q4_k_m", context_tokens=100, **limit)
 
 
@@ -116,8 +118,24 @@ def test_read_manifest_refuses_a_folder_without_one(tmp_path: Path) -> None:
     ],
     ids=["parameters", "too many parameters", "file and cache", "one byte more", "device file failed"],
 )
-def test_fits_takes_the_real_file_and_the_cache(limit: dict[str, int], file_bytes: int | None, expected: bool) -> None:
-    assert fits(budget(**limit), 1000, SHAPE, file_bytes) is expected
+def test_budget_takes_the_real_file_and_the_cache(
+    limit: dict[str, int], file_bytes: int | None, expected: bool
+) -> None:
+    over = over_budget(budget(**limit), parameters=1000, shape=SHAPE, device_file_bytes=file_bytes)
+    assert (over == ()) is expected
+
+
+def test_budget_takes_what_was_measured_and_names_every_reason() -> None:
+    limits: dict[str, Any] = {"max_bytes": 1, "memory_bytes": 10**6, "speed": Speed(minimum_tokens_per_s=10)}
+    over = over_budget(
+        budget(**limits), parameters=1, shape=SHAPE, device_file_bytes=5000, peak_memory_bytes=10**6 + 1,
+        decode_tokens_per_s=9.5,
+    )  # fmt: skip
+    assert over == (
+        f"file and KV cache at 100 tokens take {5000 + CACHE_BYTES:,} bytes, more than 1",
+        "its process held 1,000,001 bytes, more than 1,000,000",
+        "it decodes 9.5 tokens/s, less than 10",
+    )
 
 
 def test_manifest_is_checked_without_torch(folder: Path) -> None:

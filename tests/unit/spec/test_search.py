@@ -15,6 +15,7 @@ from foundry.spec.formats import (
     gguf_type,
     gguf_type_of,
     parse_format,
+    tensor_bytes,
     weight_bytes,
 )
 from foundry.spec.search import balance, choices, shapes_within, shares_cut
@@ -57,9 +58,20 @@ def test_weight_bytes_equals_sum_over_tensors(family: Family, shape: Shape, form
     parsed = parse_format(form)
     total = 0
     for tensor in family.tensors(shape):
-        kind = "F16" if parsed.container == "safetensors" else gguf_type_of(tensor, shape, parsed.quantisation)
-        total += bytes_of(math.prod(tensor.size), kind)
+        boosted = tensor.layer in _boosted(shape.layers)
+        total += tensor_bytes(tensor.weight, tensor.size, boosted, shape, parsed)
+        if parsed.container == "gguf":
+            kind = gguf_type_of(tensor, shape, parsed.quantisation)
+            assert tensor_bytes(tensor.weight, tensor.size, boosted, shape, parsed) == bytes_of(
+                math.prod(tensor.size), kind
+            )
     assert weight_bytes(family, shape, parsed) == total
+
+
+def _boosted(layers: int) -> list[int]:
+    """The layers that get more bits in a mix of k-quants."""
+    eighth = layers // 8
+    return [n for n in range(layers) if n < eighth or n >= 7 * layers // 8 or (n - eighth) % 3 == 2]
 
 
 def _as_member(family: Family, shape: Shape) -> Shape:

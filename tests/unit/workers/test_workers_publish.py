@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from foundry.engine.export.manifest import verify_folder
+from foundry.engine.export.signature import SigningKey
 from foundry.engine.workspace import Inputs, Workspace
 from foundry.errors import ArtifactDamaged
 from foundry.spec.job import JobSpec
@@ -14,6 +17,7 @@ from tests import manifests
 from workers.publish import store_variants
 
 TARGETS = ("kiosk", "watch")
+KEY = SigningKey(Ed25519PrivateKey.generate())
 SPEC = manifests.spec(targets=tuple({"name": name, "max_params": 1_000_000} for name in TARGETS))
 
 
@@ -46,9 +50,10 @@ def name(workspace: Workspace, folders: object) -> None:
 
 
 def test_good_result_is_stored_file_by_file(workspace: Workspace, artifacts: LocalArtifacts) -> None:
-    variants = store_variants(workspace, SPEC, artifacts)
+    variants = store_variants(workspace, SPEC, artifacts, KEY)
     assert [v.manifest.target for v in variants] == list(TARGETS)
     for new in variants:
+        assert new.manifest == verify_folder(variant(workspace, new.manifest.target), KEY.public)[0]
         assert {f.path for f in new.files} == {"manifest.json", "README.md", "safetensors/model.safetensors"}
         for file in new.files:
             stored = artifacts.path(file.sha256).read_bytes()
@@ -58,7 +63,7 @@ def test_good_result_is_stored_file_by_file(workspace: Workspace, artifacts: Loc
 
 def test_absolute_folders_within_the_workspace_are_as_good(workspace: Workspace, artifacts: LocalArtifacts) -> None:
     name(workspace, [str(variant(workspace, target)) for target in TARGETS])
-    assert len(store_variants(workspace, SPEC, artifacts)) == 2
+    assert len(store_variants(workspace, SPEC, artifacts, KEY)) == 2
 
 
 def link_weights(workspace: Workspace) -> None:
@@ -96,7 +101,7 @@ def test_damaged_result_is_refused_with_what_is_wrong(
     spoil, message = DAMAGE[damage]
     spoil(workspace)
     with pytest.raises(ArtifactDamaged, match=message):
-        store_variants(workspace, SPEC, artifacts)
+        store_variants(workspace, SPEC, artifacts, KEY)
 
 
 def test_folder_reached_through_a_link_out_of_the_workspace_is_refused(
@@ -106,10 +111,10 @@ def test_folder_reached_through_a_link_out_of_the_workspace_is_refused(
     variant(workspace).rename(outside)
     variant(workspace).symlink_to(outside)
     with pytest.raises(ArtifactDamaged, match="no folder of the workspace"):
-        store_variants(workspace, SPEC, artifacts)
+        store_variants(workspace, SPEC, artifacts, KEY)
 
 
 def test_result_for_another_spec_is_refused(workspace: Workspace, artifacts: LocalArtifacts) -> None:
     other: JobSpec = manifests.spec()
     with pytest.raises(ArtifactDamaged, match=r"not for kiosk$"):
-        store_variants(workspace, other, artifacts)
+        store_variants(workspace, other, artifacts, KEY)

@@ -1,0 +1,54 @@
+"""How fast a device can run a shape, by arithmetic: bytes over bandwidth, operations over compute.
+
+Both are bounds that a runtime comes near and does not reach; what was measured stands in a variant's metrics.
+"""
+
+from foundry.spec.family import Family, Shape
+from foundry.spec.formats import bytes_read_per_token, parse_format
+from foundry.spec.record import Count, Record
+
+PROMPT_TOKENS = 512
+"""The prompt whose time to the first token is stated."""
+
+
+class Speed(Record):
+    """What bounds the speed of a device; None is not known."""
+
+    memory_bandwidth_bytes_per_s: Count | None = None
+    compute_ops_per_s: Count | None = None
+    """Of the unit that the runtime computes with, in the type that it multiplies in; a multiply-add is two."""
+    minimum_tokens_per_s: Count | None = None
+    """Slower than this is of no use on the device."""
+
+
+def decode_tokens_per_s(
+    speed: Speed, form: str, context_tokens: int, family: Family, shape: Shape, present: frozenset[str] = frozenset()
+) -> float | None:
+    """Every token reads its weights (of the experts the active ones) and the keys and values of a full context."""
+    if speed.memory_bandwidth_bytes_per_s is None:
+        return None
+    read_bytes = bytes_read_per_token(family, shape, parse_format(form), present)
+    return speed.memory_bandwidth_bytes_per_s / (read_bytes + shape.kv_cache_bytes(context_tokens))
+
+
+def first_token_s(
+    speed: Speed, form: str, family: Family, shape: Shape, present: frozenset[str] = frozenset(),
+    prompt_tokens: int = PROMPT_TOKENS,
+) -> float | None:  # fmt: skip
+    """Seconds from a prompt to its first token.
+
+    Two operations for each weight and token, but the head for the last token alone; attention adds 4 x layers x heads x
+    head_dim for each pair of tokens, half of which are masked. The weights have to be read once in any case.
+    """
+    if speed.compute_ops_per_s is None:
+        return None
+    active = shape.model_copy(update={"experts": min(shape.experts, shape.experts_per_token)})
+    head = shape.vocab * shape.hidden
+    once = head if shape.tied else 2 * head  # the embedding is looked up, not multiplied
+    of_each_token = 2 * (family.parameter_count(active, present) - once - shape.positions * shape.hidden)
+    attention = 2 * shape.layers * shape.heads * shape.head_dim * prompt_tokens**2
+    compute_s = (of_each_token * prompt_tokens + attention + 2 * head) / speed.compute_ops_per_s
+    if speed.memory_bandwidth_bytes_per_s is None:
+        return compute_s
+    read_bytes = bytes_read_per_token(family, shape, parse_format(form), present)
+    return max(compute_s, read_bytes / speed.memory_bandwidth_bytes_per_s)
