@@ -5,8 +5,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from api.state import state
+from api.teachers import check_tokenizer, open_checkpoint
 from foundry.errors import InvalidData, NotFound, TeacherNotFound
-from foundry.intake.checkpoint import Checkpoint, check_tokenizer, context_limit, open_checkpoint
+from foundry.intake.checkpoint import Checkpoint, context_limit
 from foundry.spec.estimate import Estimate, estimate
 from foundry.spec.family import Shape, families
 from foundry.spec.job import JobSpec, is_hub_id
