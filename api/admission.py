@@ -1,12 +1,15 @@
 """Whether a job can be done at all, found out before anything is written: headers are read, sizes are added up."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from api.state import state
+from api.teachers import check_tokenizer, open_checkpoint
 from foundry.errors import InvalidData, NotFound, TeacherNotFound
-from foundry.intake.checkpoint import Checkpoint, check_tokenizer, context_limit, open_checkpoint
+from foundry.intake.checkpoint import Checkpoint, context_limit
 from foundry.spec.estimate import Estimate, estimate
+from foundry.spec.family import Shape, families
 from foundry.spec.job import JobSpec, is_hub_id
 from foundry.spec.target import budgets_of
 from foundry.store.records import JobInputs
@@ -74,7 +77,16 @@ def _opened(folder: str, named: str) -> Checkpoint:
 
 def _estimate(spec: JobSpec, checkpoint: Checkpoint) -> Estimate:
     limit = context_limit(checkpoint.config)
-    return estimate(spec, checkpoint.family, checkpoint.shape, checkpoint.present, limit)
+    same = spec.model_copy(update={"teacher": "", "data": "", "name": "", "seed": 0})
+    return _estimate_of_shape(same, checkpoint.family.name, checkpoint.shape, checkpoint.present, limit)
+
+
+@lru_cache(maxsize=256)
+def _estimate_of_shape(
+    spec: JobSpec, family: str, shape: Shape, present: frozenset[str], limit: int | None
+) -> Estimate:
+    """The search for shapes depends on these alone and is most of what a submit costs; sweeps repeat it."""
+    return estimate(spec, families()[family], shape, present, limit)
 
 
 def require_hub(settings: Settings) -> None:

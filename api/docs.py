@@ -27,6 +27,8 @@ _PAGE = """<!doctype html>
   {% endfor %}
   {% for media_type in (operation.requestBody or {}).content %}
     <tr><td>body<td><code>{{ media_type }}</code><td>
+    {% set name = ((operation.requestBody.content[media_type].schema or {})["$ref"] or "").split("/")[-1] %}
+    {% if name %}<code>{{ components.schemas[name].examples[0] | tojson }}</code>{% endif %}
   {% endfor %}
   {% for status, response in operation.responses.items() %}
     <tr><td>{{ status }}<td>{{ response.content | join(", ") }}<td>{{ response.description }}

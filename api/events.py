@@ -75,10 +75,18 @@ class _Reader:
 
     def read(self, limit: int) -> Sequence[JobEvent]:
         """The next events; empty when there are none yet. Raises `NotFound`."""
+        return self.take(*self.look(limit))
+
+    def look(self, limit: int) -> tuple[Sequence[JobEvent], bool]:
+        """The next events, and whether the job has none after them; the reader stays where it is."""
         # The status first: an event that is written between the two reads must not be missed.
         is_terminal = self._memory.jobs.get(self._project, self.job_id).is_terminal
         found = self._memory.jobs.events(self._project, self.job_id, self.after, limit)
-        self.ended = is_terminal and len(found) < limit
+        return found, is_terminal and len(found) < limit
+
+    def take(self, found: Sequence[JobEvent], ended: bool) -> Sequence[JobEvent]:
+        """Go on behind these events."""
+        self.ended = ended
         if found:
             self.after = found[-1].seq
         return found
@@ -133,12 +141,17 @@ def _messages(reader: _Reader, found: Sequence[JobEvent], memory: State) -> Iter
             if reader.ended or memory.streams.stopping or now - began_at > _LONGEST_STREAM_S:
                 return
             try:
-                found = _next(reader, ticket)
+                found = _next(reader, ticket, memory)
             except FoundryError as error:  # the reader connects again and then gets the problem as an answer
                 _log.error("stream ended", error=error.message)
                 return
 
 
-def _next(reader: _Reader, ticket: Ticket) -> Sequence[JobEvent]:
+def _next(reader: _Reader, ticket: Ticket, memory: State) -> Sequence[JobEvent]:
     ticket.saw(reader.after)
-    return reader.read(limit=1000) if ticket.wait(_PAUSE_S) else []
+    if not ticket.wait(_PAUSE_S):
+        return []
+    if ticket.latest <= reader.after:  # the database was away: ask it, and let it say so
+        return reader.read(limit=1000)
+    key = (reader.job_id, reader.after, ticket.latest)
+    return reader.take(*memory.watcher.once(key, lambda: reader.look(limit=1000)))

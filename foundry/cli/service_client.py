@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,10 +15,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 Limit = Annotated[int, typer.Option(min=1, help="How many, newest first.")]
 
 
+_chosen: ContextVar[str | None] = ContextVar("profile", default=None)
+
+
+def choose(profile: str | None) -> None:
+    """Remember what `--profile` said, for this command."""
+    _chosen.set(profile)
+
+
 @contextmanager
 def service() -> Iterator["Foundry"]:
-    """The service that this user means; see foundry/client/home.py."""
+    """The service that this user means: `--profile` first, then as foundry/client/home.py says."""
     from foundry.client.client import Foundry
 
-    with Foundry() as foundry:
+    with Foundry(profile=_chosen.get()) as foundry:
         yield foundry

@@ -5,9 +5,9 @@ from datetime import datetime
 from typing import Any
 
 from foundry.client import resource
+from foundry.client.exchange import below
 from foundry.client.flow import Flow, Items, Resource, T, listing, verb
 from foundry.client.pages import every
-from foundry.client.transport import below
 from foundry.spec.access import ApiKey, AuditEvent, IssuedKey, Limits, Member, NewProject, Project, Quota, Role, Usage
 
 _KEYS, _MEMBERS, _PROJECTS = "/v1/api_keys", "/v1/members", "/v1/projects"

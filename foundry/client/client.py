@@ -8,12 +8,13 @@ import httpx2
 
 from foundry.client.access import Account, Keys, Members, Projects
 from foundry.client.datasets import Datasets
+from foundry.client.exchange import RETRIES
 from foundry.client.flow import T
 from foundry.client.home import find_service
 from foundry.client.jobs import Jobs
 from foundry.client.models import Models
 from foundry.client.targets import Targets
-from foundry.client.transport import RETRIES, AsyncTransport, Transport
+from foundry.client.transport import AsyncTransport, Transport
 from foundry.client.uploads import Uploads
 from foundry.client.variants import Aliases, Variants
 from foundry.client.webhooks import Webhooks

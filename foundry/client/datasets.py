@@ -4,9 +4,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from foundry.client import resource
+from foundry.client.exchange import below
 from foundry.client.flow import Flow, Items, Resource, T, Work, listing, verb
 from foundry.client.pages import every
-from foundry.client.transport import below
 from foundry.client.uploads import Report, require_file, send
 from foundry.intake.documents import JSONL_SUFFIXES
 from foundry.spec.library import DatasetReport, DatasetRow

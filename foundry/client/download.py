@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from foundry.client.transport import Transport, backoff_s
+from foundry.client.exchange import backoff_s
+from foundry.client.transport import Transport
 from foundry.errors import DownloadCorrupt, RequestFailed, ServiceUnreachable, StorageFull
 from foundry.spec.variant import Artifact
 

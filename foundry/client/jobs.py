@@ -9,10 +9,10 @@ from typing import Any
 import httpx2
 
 from foundry.client import resource
+from foundry.client.exchange import backoff_s, below
 from foundry.client.flow import Close, Emit, Flow, Items, NextLine, Resource, Sleep, T, feed, listing, verb
 from foundry.client.pages import every
 from foundry.client.progress import RunProgress
-from foundry.client.transport import backoff_s, below
 from foundry.errors import JobFailed, RequestFailed, ServiceError, ServiceUnreachable, WaitExpired
 from foundry.spec.forecast import JobEstimate
 from foundry.spec.job import JobSpec

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 from foundry.client import resource
+from foundry.client.exchange import below
 from foundry.client.flow import Flow, Items, Resource, T, listing, verb
 from foundry.client.pages import every
-from foundry.client.transport import below
 from foundry.client.uploads import Report, send
 from foundry.errors import TeacherNotFound
 from foundry.spec.library import Model

@@ -2,8 +2,8 @@
 
 from typing import Any, TypeVar
 
+from foundry.client.exchange import Exchange
 from foundry.client.flow import Emit, Items
-from foundry.client.transport import Exchange
 from foundry.spec.resources import Page
 
 R = TypeVar("R")

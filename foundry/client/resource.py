@@ -5,8 +5,8 @@ from uuid import uuid4
 
 from pydantic import BaseModel
 
+from foundry.client.exchange import Exchange, below
 from foundry.client.flow import Flow
-from foundry.client.transport import Exchange, below
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -1,9 +1,9 @@
 """`foundry.targets`: the devices that a job can name."""
 
 from foundry.client import resource
+from foundry.client.exchange import below
 from foundry.client.flow import Flow, Items, Resource, T, listing, verb
 from foundry.client.pages import every
-from foundry.client.transport import below
 from foundry.spec.resources import Target
 
 _PATH = "/v1/targets"

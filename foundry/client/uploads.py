@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from foundry.client import resource
+from foundry.client.exchange import Exchange, below
 from foundry.client.flow import Flow, Items, Resource, T, Work, listing, verb
 from foundry.client.pages import every
-from foundry.client.transport import Exchange, below
 from foundry.errors import InvalidData
 from foundry.spec.library import Upload, UploadPurpose
 from foundry.spec.resources import Page

@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from foundry.client import resource
 from foundry.client.download import Interrupted, Report, fetch, place
+from foundry.client.exchange import below
 from foundry.client.flow import Flow, Items, Resource, T, Work, listing, verb
 from foundry.client.pages import every
 from foundry.client.progress import DownloadProgress
-from foundry.client.transport import Transport, below
+from foundry.client.transport import Transport
 from foundry.errors import DownloadCorrupt, NotFound, StorageFull
 from foundry.spec.library import Alias
 from foundry.spec.resources import Variant, VariantLineage

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foundry.client import resource
+from foundry.client.exchange import below
 from foundry.client.flow import Flow, Items, Resource, T, listing, verb
 from foundry.client.pages import every
-from foundry.client.transport import below
 from foundry.errors import Unauthorized
 from foundry.spec.webhooks import IssuedEndpoint, WebhookDelivery, WebhookEndpoint
 

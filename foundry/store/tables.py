@@ -29,9 +29,10 @@ class ApiKeyRow(Row):
     """Who may act for a project. The key itself is not kept, only its HMAC."""
 
     __tablename__ = "api_keys"
+    __table_args__ = (Index(None, "project_id", "id"), Index(None, "member_id"))
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     name: Mapped[str]
     digest: Mapped[str]
     scopes: Mapped[Any] = mapped_column(Json)

@@ -4,9 +4,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from foundry.errors import NameTaken, NotFound, QuotaExceeded
+from foundry.spec.device import device_profiles
 from foundry.spec.job import CustomTarget, JobSpec
 from foundry.spec.resources import Target
-from foundry.spec.device import device_profiles
 from foundry.store import audit
 from foundry.store.database import Database, db_now
 from foundry.store.project_tables import TargetRow

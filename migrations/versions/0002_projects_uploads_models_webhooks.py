@@ -44,6 +44,9 @@ def _widen() -> None:
     op.execute(keys.update().where(keys.c.project_id == first).values(scopes=everything))
     with op.batch_alter_table("api_keys") as batch:
         batch.alter_column("scopes", existing_type=sa.Text(), nullable=False)
+    op.drop_index("ix_api_keys_project_id", "api_keys")
+    op.create_index("ix_api_keys_project_id_id", "api_keys", ["project_id", "id"])
+    op.create_index("ix_api_keys_member_id", "api_keys", ["member_id"])
     op.add_column("datasets", sa.Column("report", sa.Text(), nullable=True))
     op.add_column("jobs", sa.Column("parent_id", sa.Text(), nullable=True))
     op.create_index("ix_jobs_project_id_status_id", "jobs", ["project_id", "status", "id"])
@@ -211,6 +214,9 @@ def downgrade() -> None:
         batch.drop_column("parent_id")
     with op.batch_alter_table("datasets") as batch:
         batch.drop_column("report")
+    op.drop_index("ix_api_keys_member_id", "api_keys")
+    op.drop_index("ix_api_keys_project_id_id", "api_keys")
+    op.create_index("ix_api_keys_project_id", "api_keys", ["project_id"])
     with op.batch_alter_table("api_keys") as batch:
         for column in ("last_used_at", "expires_at", "member_id", "scopes"):
             batch.drop_column(column)

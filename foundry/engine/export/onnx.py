@@ -1,6 +1,6 @@
 """Writes a checkpoint for ONNX Runtime, by the model builder of onnxruntime-genai, in a process of its own.
 
-Why this exporter and no other: docs/decisions/0010-onnx.md. A float16 file is not offered: on a processor the runtime
+Why this exporter and no other: docs/decisions/0011-onnx.md. A float16 file is not offered: on a processor the runtime
 does not get past its second token.
 """
 

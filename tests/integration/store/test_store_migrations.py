@@ -12,7 +12,9 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, inspect
 
 from foundry.errors import DatabaseUnavailable
+from foundry.spec.access import PROJECT_SCOPES, Scope
 from foundry.store.database import Database
+from foundry.store.keys import Keys
 from foundry.store.tables import Row
 from tests import factories
 from tests.servers import Postgres
@@ -121,4 +123,28 @@ def test_failed_migration_leaves_the_schema_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnavailable, match="already exists"):
         database.upgrade()
     assert tables(database) == {"variant_files"}
+    database.close()
+
+
+def test_keys_from_before_scopes_keep_what_they_could_do_and_the_schema_goes_back(empty_url: str) -> None:
+    database = Database(empty_url)
+    database.upgrade()
+    database.downgrade("0001")
+    with database.schema_change() as connection:
+        for number, name in enumerate(("default", "other")):
+            connection.exec_driver_sql(
+                f"INSERT INTO projects (id, name, created_at) VALUES ('prj_{number}', '{name}', 0)"
+            )
+            connection.exec_driver_sql(
+                "INSERT INTO api_keys (id, project_id, name, digest, created_at) "
+                f"VALUES ('key_{number}', 'prj_{number}', 'old', 'x', 0)"
+            )
+    database.upgrade()
+    keys = Keys(database, b"secret")
+    assert set(keys.get("prj_0", "key_0").scopes) == set(Scope)
+    assert set(keys.get("prj_1", "key_1").scopes) == PROJECT_SCOPES
+    database.downgrade("0001")
+    with database.schema_change() as connection:
+        columns = {column["name"] for column in inspect(connection).get_columns("api_keys")}
+    assert columns == {"id", "project_id", "name", "digest", "created_at", "revoked_at"}
     database.close()

@@ -171,3 +171,16 @@ def test_a_model_is_uploaded_from_a_folder_and_its_code_stays_behind(
         assert [m.id for m in foundry.models.list()] == [model.id]
         foundry.models.delete(model.id)
         assert not list(foundry.models.list())
+
+
+def test_the_page_about_the_sdk_names_every_verb() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "sdk.md").read_text(encoding="utf-8")
+    client = Foundry("http://x", "k")
+    for name in vars(client):
+        resource = getattr(client, name)
+        if isinstance(resource, Resource):
+            section = page.partition(f"### foundry.{name}\n")[2].partition("\n### ")[0]
+            verbs = {place for place, member in getmembers(type(resource)) if isinstance(member, verb | listing)}
+            assert verbs == {line[3:].partition("(")[0] for line in section.splitlines() if line.startswith("| `")}, (
+                name
+            )
