@@ -9,9 +9,10 @@ from api.teachers import check_tokenizer, open_checkpoint
 from foundry.errors import InvalidData, NotFound, TeacherNotFound
 from foundry.intake.checkpoint import Checkpoint, context_limit
 from foundry.spec.estimate import Estimate, estimate
-from foundry.spec.family import Shape, families
+from foundry.spec.family import families
 from foundry.spec.job import JobSpec, is_hub_id
 from foundry.spec.target import budgets_of
+from foundry.spec.weights import Shape
 from foundry.store.records import JobInputs
 from foundry.store.settings import Settings
 

@@ -30,10 +30,10 @@ from foundry.engine.tensors import Reader, write_sharded
 from foundry.engine.workspace import write_json
 from foundry.intake.checkpoint import context_limit, open_checkpoint
 from foundry.intake.documents import read_documents
-from foundry.spec.family import Shape
 from foundry.spec.search import shapes_within
 from foundry.spec.stages import Prune, Repair
 from foundry.spec.target import Budget
+from foundry.spec.weights import Shape
 
 DEFAULTS = Prune()
 ALL: tuple[Repair, ...] = DEFAULTS.repair

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks.cuts import Bench, Record
-from foundry.spec.family import Shape
+from foundry.spec.weights import Shape
 
 _ROUND_TO = 4
 _STEPS = 7

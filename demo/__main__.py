@@ -29,9 +29,9 @@ from demo.corpus import write_jsonl
 from foundry.client.client import Foundry
 from foundry.errors import FoundryError, StorageFull
 from foundry.intake.checkpoint import open_checkpoint
-from foundry.spec.family import Shape
 from foundry.spec.job import is_hub_id
 from foundry.spec.variant import Metrics, VariantManifest
+from foundry.spec.weights import Shape
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

@@ -6,10 +6,10 @@ from typing import Any
 
 from foundry.engine.export.manifest import artifacts_in
 from foundry.engine.workspace import write_json
-from foundry.spec.family import Shape
 from foundry.spec.job import JobSpec
 from foundry.spec.target import Budget
 from foundry.spec.variant import Artifact, Lineage, VariantManifest
+from foundry.spec.weights import Shape
 
 SHAPE = Shape(layers=2, hidden=64, ffn=128, heads=4, kv_heads=2, head_dim=16, vocab=256, tied=True)
 

@@ -132,7 +132,7 @@ def serve(
     )  # fmt: skip
 
     def ready() -> None:
-        print(f"Serving {offer.name} ({offer.form}, {offer.backend}) at {url_of(host, port)}/v1", flush=True)
+        print(f"Serving {offer.name} ({offer.form}) at {url_of(host, port)}/v1", flush=True)
 
     for line in service.cautions(offer, options):
         _say(line)

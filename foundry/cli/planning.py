@@ -11,7 +11,7 @@ from foundry.cli import render
 from foundry.errors import TeacherNotFound
 from foundry.intake.checkpoint import INDEX, SINGLE, context_limit, open_checkpoint, open_config
 from foundry.spec.device import DeviceProfile, device_profiles
-from foundry.spec.family import Family, Shape
+from foundry.spec.family import Family
 from foundry.spec.formats import bytes_read_per_token, parse_format, weight_bytes
 from foundry.spec.job import CustomTarget, is_hub_id
 from foundry.spec.record import Record, parse
@@ -19,6 +19,7 @@ from foundry.spec.search import balance, shapes_within, shares_cut
 from foundry.spec.speed import decode_tokens_per_s
 from foundry.spec.stages import Axis, Prune
 from foundry.spec.target import Budget, budget_of
+from foundry.spec.weights import Shape
 
 Measure = Callable[[list[Shape], Budget], list[tuple[Shape, float]]]
 """Cuts some of the shapes and returns them with their KL to the teacher, best first."""

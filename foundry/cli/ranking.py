@@ -8,9 +8,9 @@ from foundry.cli.planning import Measure
 from foundry.client.progress import RunProgress
 from foundry.errors import MissingExtra, TeacherNotFound
 from foundry.intake.checkpoint import INDEX, SINGLE, check_tokenizer, open_checkpoint
-from foundry.spec.family import Shape
 from foundry.spec.stages import Axis, Prune
 from foundry.spec.target import Budget
+from foundry.spec.weights import Shape
 
 _SEED = 0
 

@@ -14,10 +14,10 @@ from rich.text import Text
 
 from foundry.errors import Forbidden, FoundryError, RequestFailed, ServiceUnreachable, Unauthorized
 from foundry.spec.device import DeviceProfile
-from foundry.spec.family import Shape
 from foundry.spec.lifecycle import JobEvent, Status
 from foundry.spec.resources import Job, Variant
 from foundry.spec.variant import Metrics, VariantManifest
+from foundry.spec.weights import Shape
 
 _STATUS_STYLES = {
     Status.SUCCEEDED: "green", Status.FAILED: "bold red", Status.CANCELLED: "yellow", Status.RUNNING: "cyan",

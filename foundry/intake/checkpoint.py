@@ -12,7 +12,8 @@ from typing import Any
 
 from foundry.errors import DamagedCheckpoint, TeacherNotFound, UnsafeCheckpoint, UnsupportedFamily
 from foundry.intake.safetensors import TensorEntry, damaged, read_header
-from foundry.spec.family import Family, Shape, family_of
+from foundry.spec.family import Family, family_of
+from foundry.spec.weights import Shape
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -1,24 +1,22 @@
 """What a variant's folder has to serve: checked, chosen, and named."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from foundry.engine.export.manifest import SAFETENSORS_FOLDER, verify_folder
+from foundry.engine.export.manifest import verify_folder
 from foundry.errors import ServeFailed
 from foundry.spec.formats import parse_format
 from foundry.spec.variant import VariantManifest
 
-Backend = Literal["llama.cpp", "transformers"]
-BACKENDS: dict[str, Backend] = {"gguf": "llama.cpp", "safetensors": "transformers"}
-"""Container -> what serves it, the preferred one first."""
+_SERVED = "gguf"
+"""The container that llama.cpp's server opens; for safetensors `vllm serve` and `transformers serve` do the same."""
 
 
 class Offer(NamedTuple):
     """One model to serve."""
 
-    backend: Backend
     model: Path
-    """A GGUF file, or a folder for transformers."""
+    """A GGUF file."""
     form: str
     """The format, such as gguf:q4_k_m."""
     name: str
@@ -37,16 +35,18 @@ def open_variant(folder: Path, form: str | None = None, trusted: str | None = No
     manifest, signed_by = verify_folder(folder, trusted, may_be_unsigned=True)
     shipped = {file.format: file.path for file in manifest.files if file.format is not None}
     chosen = form if form is not None else _preferred(manifest, list(shipped))
-    container = parse_format(chosen).container
-    if chosen not in shipped or container not in BACKENDS:
-        servable = [name for name in shipped if parse_format(name).container in BACKENDS]
+    servable = [form for form in shipped if _is_served(form)]
+    if chosen not in servable:
         raise ServeFailed(
             f"{folder} has nothing to serve as {chosen}; it holds {', '.join(sorted(shipped)) or 'no model'}"
-            + (f"; give --format {servable[0]}" if servable else "")
+            + (
+                f"; give --format {servable[0]}"
+                if servable
+                else "; `foundry serve` runs GGUF files: ask the job for one"
+            )
         )
     return Offer(
-        backend=BACKENDS[container],
-        model=folder / (SAFETENSORS_FOLDER if container == "safetensors" else shipped[chosen]),
+        model=folder / shipped[chosen],
         form=chosen,
         name=f"{Path(manifest.spec.teacher.partition('@')[0]).name}-{manifest.target}",
         context_tokens=manifest.budget.context_tokens,
@@ -56,12 +56,13 @@ def open_variant(folder: Path, form: str | None = None, trusted: str | None = No
 
 
 def _preferred(manifest: VariantManifest, shipped: list[str]) -> str:
-    """The device's own format, else the smallest GGUF, else whatever can be served."""
-    if manifest.budget.format in shipped and parse_format(manifest.budget.format).container in BACKENDS:
+    """The device's own format where it is served, else the smallest GGUF."""
+    if manifest.budget.format in shipped and _is_served(manifest.budget.format):
         return manifest.budget.format
     sizes = {file.format: file.bytes for file in manifest.files if file.format in shipped}
-    ranked = sorted(
-        (form for form in shipped if parse_format(form).container in BACKENDS),
-        key=lambda form: (list(BACKENDS).index(parse_format(form).container), sizes.get(form, 0)),
-    )
+    ranked = sorted(filter(_is_served, shipped), key=lambda form: sizes.get(form, 0))
     return ranked[0] if ranked else manifest.budget.format
+
+
+def _is_served(form: str) -> bool:
+    return parse_format(form).container == _SERVED

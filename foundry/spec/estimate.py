@@ -1,12 +1,13 @@
 """What a job would give, by arithmetic alone: no weights are read, nothing runs."""
 
 from foundry.errors import UserError
-from foundry.spec.family import Family, Shape
+from foundry.spec.family import Family
 from foundry.spec.formats import bytes_read_per_token, parse_format, weight_bytes
 from foundry.spec.job import JobSpec
 from foundry.spec.resources import Resource
 from foundry.spec.search import balance, shapes_within
 from foundry.spec.target import Budget, budget_of
+from foundry.spec.weights import Shape
 
 
 class FormatEstimate(Resource):

@@ -10,157 +10,14 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal
 
 from pydantic import model_validator
 
 from foundry.errors import DamagedCheckpoint, UnsupportedFamily
+from foundry.spec.config_json import absent_length, rope_both_ways, rope_by_layer_type
 from foundry.spec.record import Record, parse
-
-Length = Literal["vocab", "positions", "hidden", "ffn", "heads", "kv_heads", "head_dim", "experts"]
-"""What one part of a dimension counts. `heads` and `kv_heads` parts are heads x head_dim long."""
-Role = Literal[
-    "embedding", "positions", "head", "attention_norm", "ffn_norm", "attention_post_norm", "ffn_post_norm",
-    "final_norm",
-    "q", "k", "v", "qkv", "q_norm", "k_norm", "o", "gate", "up", "gate_up", "down", "router",
-]  # fmt: skip
-"""What a weight does. A norm stands before its readers, a post norm behind their writer."""
-NORMS: tuple[Role, ...] = ("attention_norm", "ffn_norm", "attention_post_norm", "ffn_post_norm", "final_norm")
-ATTENTION_READERS: tuple[Role, ...] = ("q", "k", "v", "qkv")
-FFN_READERS: tuple[Role, ...] = ("gate", "up", "gate_up", "router")
-READERS: tuple[Role, ...] = (*ATTENTION_READERS, *FFN_READERS, "head")
-WRITERS: tuple[Role, ...] = ("o", "down")
-
-
-class Part(NamedTuple):
-    """One stretch of a dimension: an axis, `times` times over (each head of GPT-NeoX holds its q, k and v rows)."""
-
-    axis: Length
-    times: int
-
-
-@cache
-def parts(dimension: str) -> tuple[Part, ...]:
-    """Read `heads+kv_heads+kv_heads` or `heads*3`; raise `ValueError` for anything else."""
-    found = []
-    for text in dimension.split("+"):
-        axis, star, times = text.partition("*")
-        if axis not in get_args(Length) or (star and not times.isdigit()):
-            raise ValueError(f"dimension {dimension!r}: {text!r} is not AXIS or AXIS*N, AXIS of {get_args(Length)}")
-        found.append(Part(axis, int(times or 1)))  # type: ignore[arg-type]
-    return tuple(found)
-
-
-class Shape(Record):
-    """The size of a model along every axis."""
-
-    layers: int
-    hidden: int
-    ffn: int
-    """Of one expert where there are experts."""
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    tied: bool
-    """Whether the output head shares its matrix with the embedding."""
-    experts: int = 0
-    """Feed-forward networks of a layer among which a router chooses; 0 for a dense model."""
-    experts_per_token: int = 0
-    positions: int = 0
-    """Rows of a learned position embedding; 0 without one."""
-
-    def unit(self, axis: Length) -> int:
-        """Rows that one index of an axis takes."""
-        return self.head_dim if axis in ("heads", "kv_heads") else 1
-
-    def length(self, dimension: str) -> int:
-        """How many rows or columns a dimension has."""
-        return sum(int(getattr(self, p.axis)) * self.unit(p.axis) * p.times for p in parts(dimension))
-
-    def kv_cache_bytes(self, context_tokens: int, bytes_per_value: int = 2) -> int:
-        """Keys and values of one sequence: 2 x layers x kv_heads x head_dim x context, in f16 by default."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * context_tokens * bytes_per_value
-
-
-class Weight(Record):
-    """One row of a family table. `{layer}` in a name stands for every layer, `{expert}` for every expert."""
-
-    name: str
-    dims: tuple[str, ...]
-    """In the order of the stored tensor."""
-    role: Role
-    gguf: str = ""
-    """Its name in a GGUF file."""
-    bias: Literal["none", "optional", "always"] = "none"
-    """Whether a bias stands beside this weight. It becomes a row of its own, with the same role and one dimension."""
-    is_bias: bool = False
-    optional: bool = False
-    """Present in some members of the family only."""
-    gguf_permute: Literal["heads", "kv_heads"] | None = None
-    """llama.cpp's rotary layout interleaves the two halves of each head; rows are reordered on export."""
-    gguf_add: float = 0.0
-    """Added on export: families whose norm multiplies by (1 + weight) store weight, llama.cpp wants 1 + weight."""
-
-    @model_validator(mode="after")
-    def _dimensions_are_known(self) -> Self:
-        for dimension in self.dims:
-            parts(dimension)
-        return self
-
-    @property
-    def per_layer(self) -> bool:
-        """Whether every layer has one."""
-        return "{layer}" in self.name
-
-    @property
-    def per_expert(self) -> bool:
-        """Whether every expert of a layer has one."""
-        return "{expert}" in self.name
-
-    @property
-    def module(self) -> str:
-        """The module that holds it."""
-        return self.name.removesuffix(".bias" if self.is_bias else ".weight")
-
-    @property
-    def input_axis(self) -> int | None:
-        """Which dimension of a projection its input runs along; None for what is no projection.
-
-        A reader takes in hidden, a writer gives it out.
-        """
-        if len(self.dims) != 2 or self.role in ("embedding", "positions"):
-            return None
-        hidden = self.dims.index("hidden")
-        return 1 - hidden if self.role in WRITERS else hidden
-
-    def exists_in(self, family: "Family", shape: Shape, present: frozenset[str]) -> bool:
-        """Whether a model has this weight: a tied head has none of its own, an optional row must be `present`."""
-        if shape.tied and self.role == "head" and family.head != family.embedding:
-            return False
-        return not self.optional or self.name in present
-
-    def bias_row(self) -> "Weight":
-        """The row of its bias: a projection's runs along its output, a norm's along the norm."""
-        dims = tuple(d for place, d in enumerate(self.dims) if place != self.input_axis)
-        return Weight(
-            name=f"{self.module}.bias", dims=dims, role=self.role, is_bias=True, optional=self.bias == "optional",
-            gguf=self.gguf.removesuffix(".weight") + ".bias" if self.gguf else "", gguf_permute=self.gguf_permute,
-        )  # fmt: skip
-
-    def count(self, shape: Shape) -> int:
-        """How many of it a model has."""
-        return (shape.layers if self.per_layer else 1) * (shape.experts if self.per_expert else 1)
-
-
-class Tensor(NamedTuple):
-    """One tensor of a model: its full name, its row in the table, its layer and expert (0 outside), its size."""
-
-    name: str
-    weight: Weight
-    layer: int
-    size: tuple[int, ...]
-    expert: int = 0
+from foundry.spec.weights import ATTENTION_READERS, Role, Shape, Tensor, Weight
 
 
 class Only(Record):
@@ -286,6 +143,12 @@ class Family(Record):
             norm = "final_norm"
         return norm if norm in self._by_role else None
 
+    def has(self, weight: Weight, shape: Shape, present: frozenset[str]) -> bool:
+        """Whether a model has a weight: a tied head has none of its own, an optional row must be `present`."""
+        if shape.tied and weight.role == "head" and self.head != self.embedding:
+            return False
+        return not weight.optional or weight.name in present
+
     @property
     def embedding(self) -> str:
         return self.row("embedding").name
@@ -333,7 +196,7 @@ class Family(Record):
             key = self.config.get(axis, "")
             value = self.value(config, key) if key else None
             if value is None and axis in self.absent:
-                value = _evaluate(self.absent[axis], sizes)
+                value = absent_length(self.absent[axis], sizes)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise DamagedCheckpoint(
                     f"config.json: {key} is {value!r}, not a positive whole number", pointer="/teacher"
@@ -370,7 +233,7 @@ class Family(Record):
             if isinstance(entries := teacher_config.get(key), list):
                 kept[key] = entries if layers is None else [entries[layer] for layer in layers]
         sizes = {key: getattr(shape, axis) for axis, key in self.config.items()}
-        kept |= _rope_by_layer_type(teacher_config) if self.rope_by_layer_type else _rope_both_ways(teacher_config)
+        kept |= rope_by_layer_type(teacher_config) if self.rope_by_layer_type else rope_both_ways(teacher_config)
         kept |= sizes | {"tie_word_embeddings": shape.tied, "model_type": teacher_config["model_type"]}
         if carrier := self.carried_by(shape, present):
             other = families()[carrier.family]
@@ -384,7 +247,7 @@ class Family(Record):
 
         `present` names the optional table rows that the teacher has.
         """
-        rows = [weight for weight in self.weights if weight.exists_in(self, shape, present)]
+        rows = [weight for weight in self.weights if self.has(weight, shape, present)]
         sizes = {w.name: tuple(shape.length(dimension) for dimension in w.dims) for w in rows}
         for weight in rows:
             if not weight.per_layer:
@@ -401,39 +264,8 @@ class Family(Record):
         return sum(
             math.prod(shape.length(dimension) for dimension in weight.dims) * weight.count(shape)
             for weight in self.weights
-            if weight.exists_in(self, shape, present)
+            if self.has(weight, shape, present)
         )
-
-
-def _evaluate(rule: str, sizes: Mapping[str, int]) -> int | None:
-    """The few rules that config classes have for an absent size."""
-    if rule.isdigit():
-        return int(rule)
-    if rule == "hidden/heads":
-        return sizes["hidden"] // sizes["heads"]
-    times, _, axis = rule.rpartition("*")
-    return int(times or 1) * sizes[axis]
-
-
-def _rope_both_ways(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` of version 5, and `rope_theta` and `rope_scaling` of version 4; nothing for a model without."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    old_name = rope.pop("type", "default")  # version 4 also took `type` for `rope_type`
-    rope.setdefault("rope_type", old_name)
-    theta = rope.pop("rope_theta", config.get("rope_theta"))
-    written: dict[str, Any] = {}
-    if theta is not None:
-        written = {"rope_theta": theta, "rope_parameters": {**rope, "rope_theta": theta}}
-    if rope["rope_type"] != "default":
-        written["rope_scaling"] = rope
-    return written
-
-
-def _rope_by_layer_type(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Either spelling as it came: a class of version 5 reads both, and a mixture of the two would mislead it."""
-    if isinstance(rope := config.get("rope_parameters"), dict):
-        return {"rope_parameters": rope}
-    return {key: config[key] for key in ("rope_theta", "rope_scaling") if key in config}
 
 
 @cache

@@ -9,8 +9,9 @@ import math
 from typing import Literal
 
 from foundry.errors import UnknownFormat
-from foundry.spec.family import Family, Role, Shape, Tensor, Weight
+from foundry.spec.family import Family
 from foundry.spec.record import Record
+from foundry.spec.weights import Role, Shape, Tensor, Weight
 
 GgufType = Literal["F32", "F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q5_1", "Q5_0"]
 
@@ -138,7 +139,7 @@ def weight_bytes(family: Family, shape: Shape, form: Format, present: frozenset[
     return sum(
         _row_bytes(weight, shape, form) * weight.count(shape) // _layers(weight, shape)
         for weight in family.weights
-        if weight.exists_in(family, shape, present)
+        if family.has(weight, shape, present)
     )
 
 
@@ -152,7 +153,7 @@ def bytes_read_per_token(family: Family, shape: Shape, form: Format, present: fr
     return sum(
         _row_bytes(weight, shape, form) * weight.count(active) // _layers(weight, shape)
         for weight in family.weights
-        if weight.exists_in(family, shape, present) and weight.role not in one_row
+        if family.has(weight, shape, present) and weight.role not in one_row
     )
 
 

@@ -3,8 +3,8 @@
 from datetime import datetime
 from typing import Literal
 
-from foundry.spec.family import Shape
 from foundry.spec.resources import Resource
+from foundry.spec.weights import Shape
 
 UploadPurpose = Literal["dataset", "model_file"]
 UploadStatus = Literal["open", "completed", "cancelled", "expired"]

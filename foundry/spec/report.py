@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from foundry.spec.family import Shape
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import StageName
 from foundry.spec.record import Record
 from foundry.spec.suite import SuiteResult
 from foundry.spec.target import Budget
 from foundry.spec.variant import Artifact, Candidate, Metrics
+from foundry.spec.weights import Shape
 
 
 class StageRun(Record):

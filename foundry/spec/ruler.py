@@ -11,9 +11,10 @@ from functools import cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from foundry.spec.family import Family, Shape, Weight, parts
+from foundry.spec.family import Family
 from foundry.spec.formats import boosted_layers, header_bytes, parse_format, tensor_bytes
 from foundry.spec.target import Budget
+from foundry.spec.weights import Shape, Weight, parts
 
 
 class Cut(NamedTuple):
@@ -84,7 +85,7 @@ class Ruler:
     def __init__(self, family: Family, teacher: Shape, budget: Budget, present: frozenset[str]) -> None:
         self._teacher, self._budget, self._format = teacher, budget, parse_format(budget.format)
         self._in_params = budget.max_params is not None
-        weights = [weight for weight in family.weights if weight.exists_in(family, teacher, present)]
+        weights = [weight for weight in family.weights if family.has(weight, teacher, present)]
         rows = [_Row(weight, self._sizes) for weight in weights]
         in_layers = [row for row in rows if row.weight.per_layer]
         self._outside = _Rows([row for row in rows if not row.weight.per_layer])

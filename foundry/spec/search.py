@@ -6,10 +6,11 @@ from itertools import product
 from typing import NamedTuple
 
 from foundry.errors import BudgetUnreachable
-from foundry.spec.family import Family, Shape
+from foundry.spec.family import Family
 from foundry.spec.ruler import Cut, Ruler
 from foundry.spec.stages import Axis
 from foundry.spec.target import Budget
+from foundry.spec.weights import Shape
 
 SMALLEST_SHARE = 0.25
 """No axis is cut below a quarter of the teacher's: what little is left there is hardly worth keeping."""

@@ -3,9 +3,10 @@
 Both are bounds that a runtime comes near and does not reach; what was measured stands in a variant's metrics.
 """
 
-from foundry.spec.family import Family, Shape
+from foundry.spec.family import Family
 from foundry.spec.formats import bytes_read_per_token, parse_format
 from foundry.spec.record import Count, Record
+from foundry.spec.weights import Shape
 
 PROMPT_TOKENS = 512
 """The prompt whose time to the first token is stated."""

@@ -2,11 +2,12 @@
 
 from foundry.errors import UnknownTarget
 from foundry.spec.device import device_profiles
-from foundry.spec.family import Family, Shape
+from foundry.spec.family import Family
 from foundry.spec.formats import Format, header_bytes, parse_format, weight_bytes
 from foundry.spec.job import CustomTarget, JobSpec
 from foundry.spec.record import Record
 from foundry.spec.speed import Speed, decode_tokens_per_s, first_token_s
+from foundry.spec.weights import Shape
 
 
 class Budget(Record):

@@ -5,11 +5,11 @@ from typing import Any
 
 from pydantic import Field
 
-from foundry.spec.family import Shape
 from foundry.spec.job import JobSpec
 from foundry.spec.record import Record
 from foundry.spec.stages import Repair
 from foundry.spec.target import Budget
+from foundry.spec.weights import Shape
 
 
 class Candidate(Record):

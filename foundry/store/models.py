@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 
 from foundry.errors import NotFound
 from foundry.intake.checkpoint import Checkpoint, context_limit
-from foundry.spec.family import Shape
 from foundry.spec.library import Model, Upload
 from foundry.spec.resources import Page
+from foundry.spec.weights import Shape
 from foundry.store.artifacts import ArtifactStore, storage_errors
 from foundry.store.database import Database, db_now
 from foundry.store.idempotency import take_key

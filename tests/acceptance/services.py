@@ -27,8 +27,8 @@ def spec(dataset_id: str, **changes: Any) -> dict[str, Any]:
         "data": dataset_id,
         "targets": [{"name": "tablet", "max_params": 5_500_000}, {"name": "watch", "max_params": 3_700_000}],
         "prune": {"calibration_tokens": 4096, "candidates": 1, "local_epochs": 1},
-        "distill": {"tokens": 12_288, "sequence_tokens": 128, "batch_tokens": 512, "checkpoint_steps": 4},
-        "evaluate": {"tokens": 4096, "samples": 1},
+        "distill": {"tokens": 6144, "sequence_tokens": 128, "batch_tokens": 512, "checkpoint_steps": 4},
+        "evaluate": {"tokens": 2048, "samples": 1},
         "formats": ["safetensors", "gguf:f16", "gguf:q4_k_m"],
         **changes,
     }

@@ -11,7 +11,8 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from foundry.spec.family import Shape, family_of
+from foundry.spec.family import family_of
+from foundry.spec.weights import Shape
 
 _ACTIVATIONS_SHARE = 0.25
 """Of the memory, for what a micro-batch keeps for its backward pass; weights and moments take the rest."""

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import Packed
 from foundry.engine.models import trunk_and_head
-from foundry.spec.family import Family, Role, Shape
+from foundry.spec.family import Family
+from foundry.spec.weights import Role, Shape
 
 _TOKENS = 2048
 _BINS = 48

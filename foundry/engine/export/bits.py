@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from foundry.spec.family import Family, Shape
+from foundry.spec.family import Family
 from foundry.spec.target import Budget
+from foundry.spec.weights import Shape
 
 _LADDER = ("gguf:q4_k_m", "gguf:q5_k_m", "gguf:q6_k")
 

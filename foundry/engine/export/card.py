@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from foundry.engine.export.manifest import SAFETENSORS_FOLDER
-from foundry.spec.family import Shape
 from foundry.spec.job import is_hub_id
 from foundry.spec.variant import Metrics, PrunePlan, VariantManifest
+from foundry.spec.weights import Shape
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\s*\n", re.DOTALL)
 _CARD_BYTES = 1_000_000

@@ -25,8 +25,9 @@ from foundry.engine.tensors import Reader
 from foundry.engine.workspace import sync
 from foundry.errors import ExportFailed
 from foundry.intake.checkpoint import Checkpoint
-from foundry.spec.family import Family, Shape, Tensor, Weight, parts
+from foundry.spec.family import Family
 from foundry.spec.formats import bytes_of, gguf_type_of
+from foundry.spec.weights import Shape, Tensor, Weight, parts
 
 _ROPE_FACTORS = "rope_freqs.weight"
 _SAFETENSORS = "ship safetensors instead"
@@ -172,7 +173,7 @@ def _check_shape(family: Family, shape: Shape) -> None:
             f"{family.gguf_architecture} takes hidden / heads for the size of a head; keep all heads and all of "
             f"hidden, or {_SAFETENSORS}"
         )
-    nameless = [w.name for w in family.weights if not w.gguf and w.exists_in(family, shape, frozenset())]
+    nameless = [w.name for w in family.weights if not w.gguf and family.has(w, shape, frozenset())]
     if nameless:
         raise ExportFailed(
             f"{nameless[0]} has no place in llama.cpp's {family.gguf_architecture}, which takes the embedding for it: "

@@ -9,10 +9,10 @@ from pathlib import Path
 from foundry.engine.export.signature import check_signature, read_document
 from foundry.engine.workspace import sha256_of
 from foundry.errors import ArtifactDamaged, InvalidSpec
-from foundry.spec.family import Shape
 from foundry.spec.record import parse
 from foundry.spec.target import Budget
 from foundry.spec.variant import Artifact, VariantManifest
+from foundry.spec.weights import Shape
 
 NAME = "manifest.json"
 MEASURED = "measured.jsonl"

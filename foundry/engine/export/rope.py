@@ -9,7 +9,8 @@ import gguf
 import numpy as np
 
 from foundry.errors import ExportFailed
-from foundry.spec.family import Family, Shape
+from foundry.spec.family import Family
+from foundry.spec.weights import Shape
 
 _WINDOW, _FULL = "sliding_attention", "full_attention"
 

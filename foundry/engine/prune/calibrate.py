@@ -21,8 +21,8 @@ from foundry.engine.prune.texts import Texts
 from foundry.engine.tensors import write_tensors
 from foundry.engine.workspace import sync
 from foundry.errors import DamagedCheckpoint
-from foundry.spec.family import ATTENTION_READERS, FFN_READERS, Role
 from foundry.spec.lifecycle import Progress
+from foundry.spec.weights import ATTENTION_READERS, FFN_READERS, Role
 
 
 class Calibration:

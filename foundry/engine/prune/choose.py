@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 
-from foundry.spec.family import Shape
 from foundry.spec.search import balance
+from foundry.spec.weights import Shape
 
 _AXES = ("hidden", "ffn", "heads", "kv_heads", "layers", "experts")
 

@@ -19,11 +19,11 @@ from foundry.engine.prune.texts import Texts
 from foundry.engine.tensors import CheckpointWriter, Reader
 from foundry.engine.workspace import read_json, write_json
 from foundry.intake.checkpoint import Checkpoint
-from foundry.spec.family import Shape
 from foundry.spec.lifecycle import EventType
 from foundry.spec.stages import Prune, Repair
 from foundry.spec.target import Budget
 from foundry.spec.variant import Candidate, PrunePlan
+from foundry.spec.weights import Shape
 
 
 class Cutting:

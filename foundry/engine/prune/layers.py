@@ -18,8 +18,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from foundry.engine.models import attention_of, trunk_and_head
 from foundry.engine.products import scaled_for_head
-from foundry.spec.family import Family, Shape
-from foundry.spec.family import Tensor as TensorPlace
+from foundry.spec.family import Family
+from foundry.spec.weights import Shape
+from foundry.spec.weights import Tensor as TensorPlace
 
 Source = Callable[[TensorPlace], Tensor]
 """Gives the weight at a place of the model."""

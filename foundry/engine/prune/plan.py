@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from foundry.engine.prune.statistics import Channels, LayerStatistics, Statistics
-from foundry.spec.family import Family, Shape, parts
+from foundry.spec.family import Family
 from foundry.spec.stages import Repair
 from foundry.spec.variant import PrunePlan
+from foundry.spec.weights import Shape, parts
 
 
 def make_plan(

@@ -20,9 +20,9 @@ from foundry.engine.prune.plan import kept_rows
 from foundry.engine.prune.statistics import Channels, Statistics, Stream
 from foundry.engine.tensors import Entry, Reader
 from foundry.intake.checkpoint import Checkpoint
-from foundry.spec.family import NORMS, READERS, WRITERS, Role, Weight
-from foundry.spec.family import Tensor as TensorPlace
 from foundry.spec.variant import PrunePlan
+from foundry.spec.weights import NORMS, READERS, WRITERS, Role, Weight
+from foundry.spec.weights import Tensor as TensorPlace
 
 
 @dataclass(frozen=True, kw_only=True)

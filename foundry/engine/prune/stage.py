@@ -17,13 +17,13 @@ from foundry.engine.tensors import check_finite, write_sharded
 from foundry.engine.workspace import Workspace, new_folder, publish, write_json
 from foundry.errors import InvalidData, OutOfMemory, StorageFull
 from foundry.intake.checkpoint import Checkpoint, context_limit, open_checkpoint
-from foundry.spec.family import Shape
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.search import shapes_within
 from foundry.spec.stages import Prune
 from foundry.spec.target import Budget, budgets_of
 from foundry.spec.variant import PrunePlan
+from foundry.spec.weights import Shape
 
 _SEQUENCE_TOKENS = 4096
 _FEWEST_TOKENS = 1024
@@ -54,7 +54,7 @@ def prune(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
             continue
         if cutting is None:
             texts = texts_for(Path(workspace.inputs.data), checkpoint, spec.prune, spec.seed)
-            _check_room(checkpoint, texts, workspace.root, context)
+            check_room(checkpoint, texts, workspace.root, context)
             cutting = Cutting(checkpoint, texts, spec.prune, scratch, context)
         _cut(cutting, shapes[budget.target], budget, workspace)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -96,7 +96,7 @@ def texts_for(data: Path, checkpoint: Checkpoint, options: Prune, seed: int) -> 
     length = min(_SEQUENCE_TOKENS, context_limit(checkpoint.config) or _SEQUENCE_TOKENS)
     parameters = checkpoint.family.parameter_count(checkpoint.shape, checkpoint.present)
     wanted = min(options.calibration_tokens, max(32_768, 16 * parameters // 1000))
-    choice = pack(corpus.train[::-1], tokenizer, length, max_tokens=CHOICE_TOKENS)
+    choice = pack(corpus.train[::-1], tokenizer, length, max_tokens=min(CHOICE_TOKENS, wanted))
     calibration = pack(corpus.train, tokenizer, length, max_tokens=wanted)
     if calibration.ids_NS.numel() < _FEWEST_TOKENS:
         raise InvalidData(
@@ -105,7 +105,7 @@ def texts_for(data: Path, checkpoint: Checkpoint, options: Prune, seed: int) -> 
     return Texts.of(calibration, choice)
 
 
-def _check_room(checkpoint: Checkpoint, texts: Texts, folder: Path, context: RunContext) -> None:
+def check_room(checkpoint: Checkpoint, texts: Texts, folder: Path, context: RunContext) -> None:
     """Say that memory or disk is too small before the work, not after an hour. Both are estimates from below."""
     family, shape = checkpoint.family, checkpoint.shape
     statistics = bytes_of_layer(family, shape)

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from foundry.engine.prune import repair
-from foundry.spec.family import Family, Role, Shape
+from foundry.spec.family import Family
+from foundry.spec.weights import Role, Shape
 
 POST_NORMS: tuple[Role, ...] = ("attention_post_norm", "ffn_post_norm")
 

@@ -1,6 +1,6 @@
 """Numbers as people read them."""
 
-from foundry.spec.family import Shape
+from foundry.spec.weights import Shape
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 

@@ -16,7 +16,8 @@ from foundry.engine.context import RunContext, Stopped
 from foundry.engine.export.manifest import check_folder
 from foundry.engine.export.stage import check_formats, export
 from foundry.engine.models import copy_tokenizer
-from foundry.engine.prune.slicer import Slicer, write_sharded
+from foundry.engine.prune.slicer import Slicer
+from foundry.engine.tensors import write_sharded
 from foundry.engine.workspace import Inputs, Workspace, write_json
 from foundry.errors import ExportFailed
 from foundry.intake.checkpoint import checkpoint_sha256, open_checkpoint
@@ -72,7 +73,7 @@ def prepare(
         write_json(folder / "plan.json", plan.model_dump(mode="json"))
         (folder / "model").mkdir()
         slicer = Slicer(checkpoint=checkpoint, plan=plan, statistics=None, device=torch.device("cpu"))
-        write_sharded(slicer.tensors(), folder / "model")
+        write_sharded(slicer.tensors(), slicer.entries(), folder / "model")
         write_json(folder / "model" / "config.json", checkpoint.family.config_for(checkpoint.config, shape))
         copy_tokenizer(teacher, folder / "model")
         rows = [Metrics(model="teacher", held_out_loss=1.0).model_dump(mode="json")]

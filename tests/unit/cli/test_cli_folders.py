@@ -53,3 +53,8 @@ def test_verify_takes_an_unsigned_variant_only_when_told(foundry: Command, folde
     assert "carries no signature" in foundry("verify", folder.parent / "unsigned").err
     done = foundry("verify", folder.parent / "unsigned", "--digests-only")
     assert done.code == 0 and "anyone could have written both" in done.out
+
+
+def test_serve_refuses_a_variant_without_a_gguf_and_says_what_to_ask_for(foundry: Command, folder: Path) -> None:
+    done = foundry("serve", folder)
+    assert done.code == 1 and "nothing to serve" in done.err and "ask the job for one" in done.err

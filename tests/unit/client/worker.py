@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
-from foundry.spec.family import Shape
 from foundry.spec.job import CustomTarget, JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.target import Budget
 from foundry.spec.variant import Artifact, Lineage, Metrics, VariantManifest
+from foundry.spec.weights import Shape
 from foundry.store.artifacts import ArtifactStore
 from foundry.store.jobs import Jobs
 from foundry.store.records import Claim, NewVariant

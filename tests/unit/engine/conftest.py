@@ -10,11 +10,11 @@ import torch
 
 from foundry.engine.context import RunContext
 from foundry.engine.workspace import Inputs, Workspace, write_json
-from foundry.spec.family import Shape
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.record import parse
 from foundry.spec.variant import PrunePlan
+from foundry.spec.weights import Shape
 from tests import tiny
 
 FFN = {"small": 32, "large": 48}

@@ -1,6 +1,7 @@
 from foundry.engine.export.bits import larger_formats
-from foundry.spec.family import Shape, families
+from foundry.spec.family import families
 from foundry.spec.target import Budget
+from foundry.spec.weights import Shape
 
 LLAMA = families()["llama"]
 SHAPE = Shape(layers=4, hidden=256, ffn=768, heads=4, kv_heads=2, head_dim=64, vocab=1024, tied=True)

@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from foundry.engine.export.card import licence_of, write_card
-from foundry.spec.family import Shape
 from foundry.spec.job import JobSpec
 from foundry.spec.target import Budget
 from foundry.spec.variant import Artifact, Lineage, Metrics, PrunePlan, VariantManifest
+from foundry.spec.weights import Shape
 
 TEACHER = Shape(layers=2, hidden=64, ffn=128, heads=4, kv_heads=2, head_dim=16, vocab=320, tied=True)
 STUDENT = TEACHER.model_copy(update={"hidden": 32, "ffn": 96})

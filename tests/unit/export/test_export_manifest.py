@@ -18,11 +18,11 @@ from foundry.engine.export.manifest import (
     read_manifest,
 )
 from foundry.errors import ArtifactDamaged
-from foundry.spec.family import Shape
 from foundry.spec.job import JobSpec
 from foundry.spec.speed import Speed
 from foundry.spec.target import Budget
 from foundry.spec.variant import Lineage, VariantManifest
+from foundry.spec.weights import Shape
 
 SHAPE = Shape(layers=2, hidden=32, ffn=64, heads=4, kv_heads=2, head_dim=8, vocab=320, tied=True)
 CACHE_BYTES = 2 * 2 * 2 * 8 * 100 * 2

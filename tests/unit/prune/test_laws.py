@@ -16,8 +16,8 @@ from foundry.engine.tensors import CheckpointWriter, Entry, write_sharded
 from foundry.engine.workspace import write_json
 from foundry.errors import DamagedCheckpoint
 from foundry.intake.checkpoint import Checkpoint, open_checkpoint
-from foundry.spec.family import Shape
 from foundry.spec.stages import Repair
+from foundry.spec.weights import Shape
 from tests.cutting import CONTEXT, IDS, opened
 from tests.tiny import new_model, save
 

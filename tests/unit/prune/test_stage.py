@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from foundry.engine.context import RunContext, Stopped
-from foundry.engine.prune.stage import prune, read_plan
+from foundry.engine.prune.stage import check_room, prune, read_plan
+from foundry.engine.prune.texts import Texts
 from foundry.engine.workspace import Inputs, Workspace
-from foundry.errors import BudgetUnreachable
+from foundry.errors import BudgetUnreachable, FoundryError, OutOfMemory, StorageFull
+from foundry.intake.checkpoint import open_checkpoint
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.record import parse
+from tests.cutting import CONTEXT, IDS, packed
 from tests.tiny import new_model, save, write_texts
 
 BIG = {"name": "big", "max_params": 110_000}
@@ -108,6 +112,24 @@ def test_stage_does_not_repeat_a_target_that_is_written(whole: Workspace) -> Non
     _, events = _prune(whole.root.parent, [BIG, SMALL])
     assert not [e for e in events if e.type is EventType.PROGRESS]
     assert whole.is_done("prune")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error", "way_out"),
+    [
+        ({"hidden": 200_000, "ffn": 800_000}, OutOfMemory, "a machine with more memory"),
+        ({"layers": 10_000_000}, StorageFull, "make room"),
+    ],
+    ids=["memory", "disk"],
+)
+def test_stage_says_before_the_work_that_there_is_no_room(
+    tmp_path: Path, sizes: dict[str, int], error: type[FoundryError], way_out: str
+) -> None:
+    checkpoint = open_checkpoint(save(tmp_path / "teacher", new_model()))
+    larger = replace(checkpoint, shape=checkpoint.shape.model_copy(update=sizes))
+    texts = Texts.of(packed(IDS), packed(IDS))
+    with pytest.raises(error, match=way_out):
+        check_room(larger, texts, tmp_path, CONTEXT)
 
 
 def test_stage_refuses_before_work_when_a_budget_is_unreachable(tmp_path: Path) -> None:

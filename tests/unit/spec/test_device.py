@@ -6,12 +6,13 @@ import pytest
 
 from foundry.errors import InvalidSpec
 from foundry.spec.device import FIGURES, DeviceProfile, device_profiles
-from foundry.spec.family import Shape, families
+from foundry.spec.family import families
 from foundry.spec.formats import bytes_read_per_token, parse_format
 from foundry.spec.job import CustomTarget
 from foundry.spec.record import parse
 from foundry.spec.speed import Speed, decode_tokens_per_s, first_token_s
 from foundry.spec.target import budget_of
+from foundry.spec.weights import Shape
 
 LLAMA = families()["llama"]
 SHAPE = Shape(layers=16, hidden=2048, ffn=8192, heads=32, kv_heads=8, head_dim=64, vocab=128256, tied=True)

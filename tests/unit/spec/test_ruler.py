@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundry.errors import BudgetUnreachable
-from foundry.spec.family import Family, Shape, families
+from foundry.spec.family import Family, families
 from foundry.spec.formats import FORMATS
 from foundry.spec.ruler import Cut, Ruler
 from foundry.spec.search import choices, shapes_within
 from foundry.spec.stages import Axis
 from foundry.spec.target import Budget
+from foundry.spec.weights import Shape
 
 AXES: tuple[Axis, ...] = ("ffn", "hidden", "heads", "kv_heads", "layers", "experts")
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from foundry.errors import BudgetUnreachable
-from foundry.spec.family import Family, Role, Shape, families
+from foundry.spec.family import Family, families
 from foundry.spec.formats import (
     FORMATS,
     GgufType,
@@ -21,6 +21,7 @@ from foundry.spec.formats import (
 from foundry.spec.search import balance, choices, shapes_within, shares_cut
 from foundry.spec.stages import Axis, Prune
 from foundry.spec.target import Budget
+from foundry.spec.weights import Role, Shape
 
 LLAMA, GPT2, QWEN3_MOE = families()["llama"], families()["gpt2"], families()["qwen3_moe"]
 LLAMA_8B = Shape(layers=32, hidden=4096, ffn=14336, heads=32, kv_heads=8, head_dim=128, vocab=128256, tied=False)
