@@ -127,6 +127,7 @@ class Bench:
         write_json(folder / "config.json", slicer.config())
         if "local" in repairs:
             self.cutting.grow(plan, folder)
+            self.cutting.forget(name)
         else:
             write_sharded(slicer.tensors(), slicer.entries(), folder)
         student = load_model(folder, dtype=torch.float32, device=self.context.device)

@@ -141,6 +141,9 @@ class CheckpointWriter:
     def __init__(self, folder: Path, entries: Iterable[Entry], shard_bytes: int = _SHARD_BYTES) -> None:
         shards = list(_shards(entries, shard_bytes))
         names = [_shard_name(number, len(shards)) for number in range(len(shards))]
+        for other in folder.glob("model*.safetensors*"):
+            if other.name not in names:
+                other.unlink()
         self._files: list[int] = []
         self._places: dict[str, tuple[int, int, Entry]] = {}
         for name, shard in zip(names, shards, strict=True):

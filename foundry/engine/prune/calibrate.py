@@ -68,12 +68,11 @@ class Calibration:
         return StreamFile(self._folder / "choice.bin", self._size(self.texts.choice), self._context.dtype)
 
     def _begin(self) -> None:
-        with self.teacher.beginning() as begin, self._new(0, self.texts.brief) as brief, torch.no_grad():
+        with self.teacher.beginning() as begin, torch.no_grad():
             whole = slice(0, len(self.texts.packed))
             with new_stream(self._stream(0), self._size(whole), self._context.dtype) as stream:
                 for rows in self.texts.batches(whole):
                     stream[rows] = begin(self._inputs(rows))
-                self._copy(stream, brief)
 
     def _hear_layer(self, layer: int) -> None:
         whole = slice(0, len(self.texts.packed))

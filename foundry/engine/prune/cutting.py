@@ -1,5 +1,6 @@
 """A teacher opened for cutting: calibrated once, then shapes compared and students made."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -25,9 +26,11 @@ from foundry.spec.target import Budget
 from foundry.spec.variant import Candidate, PrunePlan
 from foundry.spec.weights import Shape
 
+_MADE = "made.json"
+
 
 class Cutting:
-    """Statistics, choices and half-grown students live in `scratch`, where a cutting that was stopped is taken up."""
+    """Statistics, choices and streams live in `scratch`, where a cutting that was stopped is taken up again."""
 
     def __init__(
         self, checkpoint: Checkpoint, texts: Texts, options: Prune, scratch: Path, context: RunContext
@@ -35,7 +38,9 @@ class Cutting:
         """Calibrates. Raises `DamagedCheckpoint` for weights that give no numbers, `Stopped` when asked to stop."""
         self.checkpoint, self.texts, self._options = checkpoint, texts, options
         self._scratch, self.context = scratch, context
-        _clear_if_made_otherwise(scratch, texts, context)
+        made = _how_made(checkpoint, texts, options, context)
+        if not _was_made_so(scratch, made):
+            _clear(scratch, made)
         read = Reader(checkpoint, context.device)
         self.teacher = StreamedModel(
             checkpoint.config, checkpoint.family, checkpoint.shape, checkpoint.present, lambda place: read(place.name),
@@ -63,7 +68,9 @@ class Cutting:
             # Behind a post norm the turn holds on average only; where the average is a bad guess, cutting by index is
             # the better start.
             by_index = self.score(shape, said=f"{budget.target}, not turned", without="rotate")
-            plan = self.plan(shape, without="rotate") if by_index < score else plan
+            if by_index < score:
+                plan = self.plan(shape, without="rotate")
+                candidates = (candidates[0].model_copy(update={"held_out_kl": by_index}), *candidates[1:])
         return plan.model_copy(update={"candidates": candidates, "target": budget.target})
 
     def rank(self, shapes: Sequence[Shape], said: str) -> list[tuple[Shape, float]]:
@@ -112,14 +119,23 @@ class Cutting:
         A growth that was stopped is taken up from the same folder.
         """
         slicer = self.slicer(plan)
-        scratch = self._scratch / f"growing-{plan.target}"
-        scratch.mkdir(parents=True, exist_ok=True)
+        scratch = self._growing(plan.target)
+        made = {"plan": plan.model_dump(mode="json")}
+        if not any(folder.glob("model*.safetensors")) or not _was_made_so(scratch, made):
+            _clear(scratch, made)  # streams without the weights that belong to them
         goals = TeacherStreams(self.teacher, self.texts, scratch, self.context)
         lesson = Lesson(rows=self.texts.calibration, goals=goals.before, epochs=self._options.local_epochs)
         with CheckpointWriter(folder, slicer.entries()) as writer:
             growth = Growth(slicer, self.calibration, self._if_local(plan, lesson), scratch, self.context, writer)
             errors = growth.run()
             return errors, growth.kl()
+
+    def forget(self, target: str) -> None:
+        """Remove the streams of a student that is complete."""
+        shutil.rmtree(self._growing(target), ignore_errors=True)
+
+    def _growing(self, target: str) -> Path:
+        return self._scratch / f"growing-{target}"
 
     @staticmethod
     def _if_local(plan: PrunePlan, lesson: Lesson) -> Lesson | None:
@@ -148,15 +164,31 @@ class Cutting:
         return known[key]
 
 
-def _clear_if_made_otherwise(scratch: Path, texts: Texts, context: RunContext) -> None:
-    """Streams are files of bare numbers: those of another device's type or of other text must not be read."""
-    made = {"dtype": str(context.dtype), "device": context.device.type, "rows": list(texts.packed.ids_NS.shape)}
-    path = scratch / "made.json"
-    if path.exists() and read_json(path) == made:
-        return
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    write_json(path, made)
+def _how_made(checkpoint: Checkpoint, texts: Texts, options: Prune, context: RunContext) -> dict[str, Any]:
+    """What everything in `scratch` depends on; streams are files of bare numbers and say nothing of themselves."""
+    digest = hashlib.sha256()
+    for tensor in (texts.packed.ids_NS, texts.packed.positions_NS, texts.packed.targets_NS):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    files = sorted({entry.file for entry in checkpoint.tensors.values()})
+    return {
+        "dtype": str(context.dtype), "device": context.device.type, "seed": context.seed,
+        "text": digest.hexdigest(), "calibration_rows": texts.calibration_rows,
+        "options": options.model_dump(mode="json"),
+        "teacher": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+    }  # fmt: skip
+
+
+def _was_made_so(folder: Path, made: dict[str, Any]) -> bool:
+    path = folder / _MADE
+    return path.exists() and bool(read_json(path) == made)
+
+
+def _clear(folder: Path, made: dict[str, Any]) -> None:
+    """Empty it, its description first, so that what is left of a clearing cut short is not trusted."""
+    (folder / _MADE).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / _MADE, made)
 
 
 def _sizes(shape: Shape) -> str:

@@ -29,7 +29,7 @@ from foundry.engine.workspace import read_json, write_json
 from foundry.spec.lifecycle import Progress
 
 Errors = list[tuple[float, float]]
-"""Of each layer's output, relative and squared, before and after its repair."""
+"""Of each layer before and after its repair: relative and squared, of the last one its KL in nats per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +128,7 @@ class Growth:
 
         with self._student.layer(layer, torch.float32) as module:
             errors = self._learn(layer, module, output) if self._lesson else (0.0, 0.0)
+            self._round(layer)
             if self._writer:
                 for place, value in self._student.stored(layer):
                     self._writer.write(place.name, value.to(self._slicer.dtype(place)))
@@ -140,18 +141,18 @@ class Growth:
         assert self._lesson is not None
         following = (*self._plan.layers[1:], self._plan.teacher_shape.layers)[layer]
         wanted = self._lesson.goals(following)
-        dtypes = [self._slicer.dtype(place) for place in self._student.places(layer)]
-        stored = max(dtypes, key=lambda dtype: dtype.itemsize)
+        dtypes = {self._slicer.dtype(place) for place in self._student.places(layer)}
         learn_from = partial(
             learn, module, batches=self._learned, hidden=self._plan.shape.hidden, epochs=self._lesson.epochs,
-            seed=self._context.seed, stored=stored,
+            seed=self._context.seed, held=dtypes.pop() if len(dtypes) == 1 else torch.float32,
+            rounded=lambda: self._round(layer),
         )  # fmt: skip
         if layer == self._plan.shape.layers - 1:
             with self._ends() as distance:
                 return learn_from(error=lambda number: distance(output(number), wanted, number))
         rows = self._lesson.rows
         size = (rows.stop - rows.start, self._texts.packed.sequence_tokens, self._plan.shape.hidden)
-        goals = StreamFile(self._folder / "goals.bin", size, self._context.dtype)
+        goals = StreamFile(self._folder / "goals.bin", size, self._context.dtype, new=True)
         for number in range(self._learned):
             some = self._batches[number]
             goals[some] = wanted[some].to(self._context.device).float() @ self._slicer.axes_HD
@@ -160,6 +161,12 @@ class Growth:
             return relative_error(output(number), goals[self._batches[number]].to(self._context.device))
 
         return learn_from(error=error)
+
+    @torch.no_grad()
+    def _round(self, layer: int) -> None:
+        """To the types in which the weights are stored: what comes above sees the layer as it will be."""
+        for place, value in self._student.stored(layer):
+            value.copy_(value.to(self._slicer.dtype(place)))
 
     @contextmanager
     def _ends(self) -> Iterator[Callable[[Tensor, StreamFile, int], Tensor]]:

@@ -94,11 +94,13 @@ class StreamedModel:
         without = head._parameters["weight"]
         row = next(p for p in self._places[None] if p.name == self._head_name)
         with self._filled(norm, self.dtype):
-            head._parameters["weight"] = self._parameter(self._source(row), self.dtype)
-            final = self._module(self.family.module_of(self.family.row("final_norm"), 0))
-            split = trunk_and_head(self._model)
-            yield End(final, lambda stream: scaled_for_head(final(stream), self._trunk), split.head_VH, split.softcap)
-            head._parameters["weight"] = without
+            try:
+                head._parameters["weight"] = self._parameter(self._source(row), self.dtype)
+                final = self._module(self.family.module_of(self.family.row("final_norm"), 0))
+                _, head_VH, softcap = trunk_and_head(self._model)
+                yield End(final, lambda stream: scaled_for_head(final(stream), self._trunk), head_VH, softcap)
+            finally:
+                head._parameters["weight"] = without
 
     def stored(self, layer: int) -> Iterator[tuple[TensorPlace, Tensor]]:
         """A loaded layer's weights under the names that a checkpoint has for them."""

@@ -26,21 +26,21 @@ Error = Callable[[int], Tensor]
 
 
 def learn(
-    module: nn.Module, error: Error, batches: int, *, hidden: int, epochs: int, seed: int, stored: torch.dtype
-) -> tuple[float, float]:
+    module: nn.Module, error: Error, batches: int, *, hidden: int, epochs: int, seed: int, held: torch.dtype,
+    rounded: Callable[[], None],
+) -> tuple[float, float]:  # fmt: skip
     """Train a layer in place, its weights in float32.
 
-    Returns the error on watched batches before and after. Weights come as the `stored` type has them and are rounded to
-    it again before they are judged; a layer that does not get better keeps its old ones.
+    Returns the error on watched batches before and after; a single batch is learned from and judged on. Weights come as
+    the type `held` has them, in which they are kept meanwhile, and are `rounded` to what is stored before they are
+    judged; a layer that does not get better keeps its old ones.
     """
     watched = max(1, int(batches * _WATCHED_SHARE)) if batches > 1 else 0
     judged = range(batches - watched if watched else 0, batches)
     before = _mean(error, judged)
-    kept = {name: value.detach().to(stored, copy=True) for name, value in module.state_dict().items()}
+    kept = {name: value.detach().to(held, copy=True) for name, value in module.state_dict().items()}
     _descend(list(module.parameters()), error, range(batches - watched), hidden, epochs, seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(parameter.to(stored))
+    rounded()
     after = _mean(error, judged)
     if not after < before:
         module.load_state_dict(kept)

@@ -26,6 +26,8 @@ def refit(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, *, damping: float 
     cross_KH = torch.cat([rows.double() @ weight_CH for rows in torch.split(rows_KC, _ROWS)])
     inner_KK = rows_KC[:, kept_K].double()
     del rows_KC  # of a large layer each of these matrices takes gigabytes
+    if not inner_KK.diagonal().any():  # channels that the text never used, as of an expert that no token reached
+        return weight_HC[:, kept_K].float()
     inner_KK.diagonal().add_(damping * inner_KK.diagonal().mean())
     solved_KH: Tensor = torch.linalg.solve(inner_KK, cross_KH)
     return solved_KH.T.float()

@@ -54,7 +54,7 @@ def prune(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
             continue
         if cutting is None:
             texts = texts_for(Path(workspace.inputs.data), checkpoint, spec.prune, spec.seed)
-            check_room(checkpoint, texts, workspace.root, context)
+            check_room(checkpoint, texts, scratch, context)
             cutting = Cutting(checkpoint, texts, spec.prune, scratch, context)
         _cut(cutting, shapes[budget.target], budget, workspace)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -71,10 +71,9 @@ def _cut(cutting: Cutting, shapes: list[Shape], budget: Budget, workspace: Works
     growing.mkdir(exist_ok=True)
     errors, kl = cutting.grow(plan, growing)
     _write_settings(cutting.slicer(plan), growing)
-    publish(growing, target / "model")
     said = f"{budget.target}: KL {kl:.4f} nats per token after the cut"
     if "local" in plan.repair:
-        said += "; error of each layer before and after its repair: "
+        said += "; error of each layer before and after its repair, of the last one its KL: "
         said += ", ".join(f"{before:.3f} to {after:.3f}" for before, after in errors)
     family, present = cutting.checkpoint.family, cutting.checkpoint.present
     if carrier := family.carried_by(plan.shape, present):
@@ -84,10 +83,12 @@ def _cut(cutting: Cutting, shapes: list[Shape], budget: Budget, workspace: Works
     cutting.context.report(
         EventType.LOG, said, stage="prune", target=budget.target, errors=errors, held_out_kl=kl
     )  # fmt: skip
+    publish(growing, target / "model")
+    cutting.forget(budget.target)
 
 
 def texts_for(data: Path, checkpoint: Checkpoint, options: Prune, seed: int) -> Texts:
-    """Calibration text and, from the other end of the shuffled documents, text to compare shapes and depths on.
+    """Text to calibrate on, and other text of the same documents to compare shapes and depths on.
 
     Raises `InvalidData` when the data is too short to calibrate on.
     """
@@ -96,39 +97,46 @@ def texts_for(data: Path, checkpoint: Checkpoint, options: Prune, seed: int) -> 
     length = min(_SEQUENCE_TOKENS, context_limit(checkpoint.config) or _SEQUENCE_TOKENS)
     parameters = checkpoint.family.parameter_count(checkpoint.shape, checkpoint.present)
     wanted = min(options.calibration_tokens, max(32_768, 16 * parameters // 1000))
-    choice = pack(corpus.train[::-1], tokenizer, length, max_tokens=min(CHOICE_TOKENS, wanted))
-    calibration = pack(corpus.train, tokenizer, length, max_tokens=wanted)
-    if calibration.ids_NS.numel() < _FEWEST_TOKENS:
-        raise InvalidData(
-            f"the data has {calibration.ids_NS.numel():,} tokens; calibration needs {_FEWEST_TOKENS:,}. Add documents"
-        )
-    return Texts.of(calibration, choice)
+    # More than is used: where prompts are longer than a row, rows without a token that counts are left out.
+    pool = pack(corpus.train, tokenizer, length, max_tokens=wanted + wanted // 4 + 2 * CHOICE_TOKENS, seed=seed)
+    texts = Texts.split(pool, wanted)
+    if texts.tokens < _FEWEST_TOKENS:
+        raise InvalidData(f"the data has {texts.tokens:,} tokens; calibration needs {_FEWEST_TOKENS:,}. Add documents")
+    return texts
 
 
-def check_room(checkpoint: Checkpoint, texts: Texts, folder: Path, context: RunContext) -> None:
-    """Say that memory or disk is too small before the work, not after an hour. Both are estimates from below."""
+def check_room(checkpoint: Checkpoint, texts: Texts, scratch: Path, context: RunContext) -> None:
+    """Say that memory or disk is too small before the work, not after an hour. Both are estimates from below.
+
+    What a stage that is resumed has already written into `scratch` is not asked for again.
+    """
     family, shape = checkpoint.family, checkpoint.shape
     statistics = bytes_of_layer(family, shape)
     outside = family.parameter_count(shape.model_copy(update={"layers": 0}), checkpoint.present)
     layer = (family.parameter_count(shape, checkpoint.present) - outside) // shape.layers
-    # A layer that learns has four float32 values for each weight; matrices are solved in float64.
-    memory = max(16 * layer, 4 * layer + 3 * statistics)
+    heads = 2 * shape.vocab * shape.hidden * (context.dtype.itemsize + (4 if context.device.type == "cpu" else 0))
+    # A layer that learns has four float32 values for each weight, the last one beside both heads; matrices are solved
+    # in float64.
+    memory = max(16 * layer + heads, 4 * layer + 3 * statistics)
     if memory > (free := _free_memory(context.device)):
         raise OutOfMemory(
             f"pruning one layer of this teacher takes {memory / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; use a "
             "machine with more memory"
         )
     streams = 3 * texts.packed.ids_NS.numel() * shape.hidden * context.dtype.itemsize
-    disk = shape.layers * statistics + streams
-    if disk > (free := shutil.disk_usage(folder).free):
+    held = sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
+    disk = shape.layers * statistics + streams - held
+    scratch.mkdir(parents=True, exist_ok=True)
+    if disk > (free := shutil.disk_usage(scratch).free):
         raise StorageFull(
-            f"pruning keeps {disk / 1e9:.1f} GB of statistics and streams in {folder}, where {free / 1e9:.1f} GB are "
-            "free; make room, or lower prune.calibration_tokens"
+            f"pruning keeps {disk / 1e9:.1f} GB of statistics and streams in {scratch}, where {free / 1e9:.1f} GB are "
+            "free; make room and start it again"
         )
 
 
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what earlier stages have left with the allocator is free too
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 

@@ -76,7 +76,7 @@ class LayerStatistics:
         self.streams: dict[str, Stream] = {role: Stream(stored, f"streams.{role}") for role in sorted(places)}
         """By the norm that stands there; `attention_norm` and `ffn_norm` also where the readers have no norm."""
         self.expert_score_E = stored("expert_score")
-        """Mean over tokens of the length of each expert's weighted output (Minitron for mixtures of experts)."""
+        """Sum over tokens of the length of each expert's weighted output (Minitron for mixtures of experts)."""
         self.cosine_sum = stored("cosine_sum")
         """Of the cosines between the layer's input and output."""
 

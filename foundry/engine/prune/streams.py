@@ -18,12 +18,14 @@ from foundry.engine.tensors import read_at, reserve, write_at
 class StreamFile:
     """A tensor [N, S, H] in a file, of which some rows at a time are read and written."""
 
-    def __init__(self, path: Path, size: tuple[int, int, int], dtype: torch.dtype) -> None:
-        """Open a file, or make it with its bytes reserved. Raises `OSError` with ENOSPC where they do not fit."""
+    def __init__(self, path: Path, size: tuple[int, int, int], dtype: torch.dtype, *, new: bool = False) -> None:
+        """Open a file, or make a new one with its bytes reserved.
+
+        Raises `OSError`: where it is missing or too short, or, with ENOSPC, where its bytes do not fit.
+        """
         self.size, self.dtype = size, dtype
         self._row_bytes = size[1] * size[2] * dtype.itemsize
-        new = not path.exists()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._file = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_TRUNC if new else 0), 0o666)
         if new:
             reserve(self._file, math.prod(size) * dtype.itemsize)
 
@@ -51,7 +53,7 @@ def new_stream(
     """A stream to fill that appears under its name only when complete; `durable` flushes it to the disk first."""
     aside = path.with_name(f".{path.name}.partial")
     aside.unlink(missing_ok=True)
-    stream = StreamFile(aside, size, dtype)
+    stream = StreamFile(aside, size, dtype, new=True)
     yield stream
     if durable:
         stream.sync()

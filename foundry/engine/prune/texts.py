@@ -18,7 +18,10 @@ CHOICE_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows to calibrate and to learn on, and behind them rows to compare candidates on, which nothing else reads."""
+    """Rows to calibrate and to learn on, and behind them rows to compare candidates on, which nothing else reads.
+
+    Something counts in every row.
+    """
 
     packed: Packed
     calibration_rows: int
@@ -33,6 +36,16 @@ class Texts:
             calibration.bytes + choice.bytes,
         )
         return cls(both, len(calibration))
+
+    @classmethod
+    def split(cls, pool: Packed, calibration_tokens: int) -> "Texts":
+        """The last tenth of the rows that count for the choice, at most 8192 tokens; the first ones to calibrate on."""
+        rows = pool.targets_NS.any(dim=1).nonzero().squeeze(1)
+        of_choice = max(1, min(CHOICE_TOKENS // pool.sequence_tokens, len(rows) // 10))
+        of_calibration = max(1, calibration_tokens // pool.sequence_tokens)
+        # A single row has to serve for both.
+        calibration = rows[: min(of_calibration, max(1, len(rows) - of_choice))]
+        return cls.of(_rows(pool, calibration), _rows(pool, rows[-of_choice:]))
 
     @property
     def tokens(self) -> int:
@@ -79,6 +92,5 @@ class Texts:
         return max(1, tokens // self.packed.sequence_tokens)
 
 
-def within(rows: slice, start: int) -> slice:
-    """The same rows counted from `start`."""
-    return slice(rows.start - start, rows.stop - start)
+def _rows(packed: Packed, rows: torch.Tensor) -> Packed:
+    return Packed(packed.ids_NS[rows], packed.positions_NS[rows], packed.targets_NS[rows], bytes=0)

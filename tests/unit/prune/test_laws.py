@@ -150,6 +150,13 @@ def test_refit_is_exact_when_lost_channels_depend_on_kept_ones() -> None:
     torch.testing.assert_close(kept_TK @ refitted_HK.T, x_TC @ weight_HC.T, rtol=1e-3, atol=1e-3)
 
 
+def test_refit_keeps_the_weights_of_channels_that_the_text_never_used() -> None:
+    """As of an expert that no token reached."""
+    weight_HC = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    kept = torch.arange(10)
+    assert torch.equal(repair.refit(weight_HC, torch.zeros(16, 16), kept), weight_HC[:, kept])
+
+
 def test_refit_beats_slicing_when_channels_are_correlated() -> None:
     generator = torch.Generator().manual_seed(0)
     x_TC = torch.randn(800, 16, generator=generator) @ torch.randn(16, 16, generator=generator)

@@ -2,9 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from foundry.engine.context import RunContext, Stopped
+from foundry.engine.prune.cutting import Cutting
 from foundry.engine.prune.stage import check_room, prune, read_plan
 from foundry.engine.prune.texts import Texts
 from foundry.engine.workspace import Inputs, Workspace
@@ -21,7 +20,8 @@ from foundry.intake.checkpoint import open_checkpoint
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.record import parse
-from tests.cutting import CONTEXT, IDS, packed
+from foundry.spec.stages import Prune
+from tests.cutting import CONTEXT, IDS, opened, packed
 from tests.tiny import new_model, save, write_texts
 
 BIG = {"name": "big", "max_params": 110_000}
@@ -76,35 +76,78 @@ def test_stage_keeps_the_teacher_and_says_so_when_it_fits(tmp_path: Path) -> Non
     assert AutoModelForCausalLM.from_pretrained(workspace.student("roomy")).config.hidden_size == 64
 
 
-def test_stage_gives_the_same_bytes_when_stopped_again_and_again(tmp_path: Path, whole: Workspace) -> None:
-    """In the calibration, between candidates and in the growth: each time it goes on from what it has."""
-    starts, patience, workspace = 0, count(12, 3), None
-    while workspace is None:
-        starts += 1
-        asked, limit = count(), next(patience)
-        with suppress(Stopped):
-            workspace, last = _prune(tmp_path, [BIG, SMALL], lambda: next(asked) == limit)  # noqa: B023
-    assert starts > 3
-    assert len([e for e in last if e.type is EventType.PROGRESS]) < 3 + 2 * 3  # calibrated, and grown twice
-    for name in ("big", "small"):
-        assert _digest(workspace, name) == _digest(whole, name)
-        assert read_plan(workspace, name) == read_plan(whole, name)
+INTERRUPTED = {
+    "calibration, in the middle of a layer": "calibration/.stream-0002.bin.partial",
+    "candidates": "scores.json",
+    "growth, between layers": "growing-big/layers.json",
+    "growth, in the middle of the teacher's pass": "growing-small/.teacher-0002.bin.partial",
+}
+"""When, and the file under .scratch that is there then and not before."""
+
+
+@pytest.mark.parametrize("error", [Stopped, RuntimeError], ids=["stopped", "crashed"])
+def test_stage_gives_the_same_bytes_when_interrupted_again_and_again(
+    tmp_path: Path, whole: Workspace, error: type[Exception]
+) -> None:
+    scratch = tmp_path / "workspace" / "stages" / "prune" / ".scratch"
+    begun: list[int] = []
+
+    def until(file: Path) -> Callable[[], bool]:
+        def should_stop() -> bool:
+            if file.exists():
+                raise error
+            return False
+
+        return should_stop
+
+    for name in INTERRUPTED.values():
+        with pytest.raises(error):
+            _prune(tmp_path, [BIG, SMALL], until(scratch / name))
+        begun.append(len(list((scratch / "calibration").glob("layer-*"))))
+    workspace, events = _prune(tmp_path, [BIG, SMALL])
+    assert begun == [1, 4, 4, 4]  # three layers and the end, none of them heard twice
+    assert len([e for e in events if e.type is EventType.PROGRESS]) < 3 + 3 + 3
+    for target in ("big", "small"):
+        assert _digest(workspace, target) == _digest(whole, target)
+        assert read_plan(workspace, target) == read_plan(whole, target)
     left = {path.name for path in (workspace.root / "stages" / "prune").rglob("*") if path.name.startswith(".")}
     assert not left
 
 
-def test_stage_goes_on_after_a_crash_in_the_middle_of_a_layer(tmp_path: Path, whole: Workspace) -> None:
-    asked = count()
+def test_a_student_is_grown_anew_when_its_weights_are_gone(tmp_path: Path) -> None:
+    cutting = opened(save(tmp_path / "teacher", new_model()), Prune(local_epochs=1))
+    plan = cutting.plan(cutting.checkpoint.shape.model_copy(update={"ffn": 40}))
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        errors, kl = cutting.grow(plan, tmp_path / name)
+        found.append((errors, kl, (tmp_path / name / "model.safetensors").read_bytes()))
+    assert found[0] == found[1]
 
-    def crash() -> bool:
-        if next(asked) == 20:
-            raise RuntimeError("power cut")
-        return False
 
-    with pytest.raises(RuntimeError, match="power cut"):
-        _prune(tmp_path, [BIG, SMALL], crash)
-    again, _ = _prune(tmp_path, [BIG, SMALL])
-    assert _digest(again, "small") == _digest(whole, "small")
+def test_scratch_of_other_text_is_not_read(tmp_path: Path) -> None:
+    teacher = save(tmp_path / "teacher", new_model())
+    checkpoint, scratch = open_checkpoint(teacher), tmp_path / "scratch"
+    first = Cutting(checkpoint, Texts.of(packed(IDS), packed(IDS)), Prune(), scratch, CONTEXT).statistics
+    scores = first.layers[0].ffn[0].score_C
+    other = packed(IDS.flip(0).roll(3, dims=1))
+    again = Cutting(checkpoint, Texts.of(other, other), Prune(), scratch, CONTEXT).statistics
+    assert not torch.equal(again.layers[0].ffn[0].score_C, scores)
+
+
+def test_texts_leave_out_rows_in_which_nothing_counts_and_share_none() -> None:
+    ids = torch.arange(40 * 8).view(40, 8)
+    pool = packed(ids)
+    pool.targets_NS[::2] = False  # prompts as long as a row
+    texts = Texts.split(pool, calibration_tokens=10_000)
+    assert texts.packed.targets_NS.any(dim=1).all()
+    assert texts.calibration_rows == 18 and len(texts.packed) == 20  # a tenth is for the choice
+    assert len(texts.packed.ids_NS.unique(dim=0)) == 20
+
+
+def test_texts_of_a_single_row_serve_for_both() -> None:
+    texts = Texts.split(packed(torch.arange(8).view(1, 8)), calibration_tokens=100)
+    assert texts.calibration_rows == 1 and len(texts.packed) == 2
 
 
 def test_stage_does_not_repeat_a_target_that_is_written(whole: Workspace) -> None:
