@@ -68,7 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--teacher", default=str(HERE / "teacher"), help="a folder, or ORG/NAME on the hub")
     parser.add_argument("--data", type=Path, help="JSON Lines or text; by default the standard library's own text")
     parser.add_argument("--prompt", default=PROMPT, help="what the downloaded variant is asked to continue")
-    parser.add_argument("--tokens", type=float, default=160e3, help="length of the distillation")
+    parser.add_argument("--tokens", type=float, default=100e3, help="length of the distillation")
     parser.add_argument("--port", type=int, default=8321)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "demo")
     return parser.parse_args()
@@ -179,9 +179,9 @@ def _spec(args: argparse.Namespace, dataset_id: str) -> dict[str, Any]:
         "teacher": teacher,
         "data": dataset_id,
         "targets": targets,
-        "prune": {"calibration_tokens": 32_768, "candidates": 4, "local_epochs": 2},
+        "prune": {"calibration_tokens": 16_384, "candidates": 3, "local_epochs": 2},
         "distill": {"tokens": int(args.tokens), "sequence_tokens": 256, "batch_tokens": 2048, "checkpoint_steps": 25},
-        "evaluate": {"tokens": 32_768},
+        "evaluate": {"tokens": 16_384},
         "formats": ["safetensors", "gguf:f16", "gguf:q4_k_m"],
     }
 
