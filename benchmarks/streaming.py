@@ -65,11 +65,12 @@ def main() -> None:
 
 
 def _all(folder: Path, args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
     _make(folder / "teacher", args.gigabytes)
     checkpoint = open_checkpoint(folder / "teacher")
     size = sum(entry.end - entry.start for entry in checkpoint.tensors.values())
     device = choose_device()
-    print(f"{size / 1e9:.2f} GB in bfloat16, {checkpoint.shape}; {hardware_name(device, 1)}; torch {torch.__version__}")
+    print(f"{size / 1e9:.2f} GB in bfloat16, {checkpoint.shape}; {hardware_name(device)}; torch {torch.__version__}")
     print("\n| step | seconds | of read and write | peak memory | of the checkpoint | of it not mapped from files |")
     print("|---|---|---|---|---|---|")
     base = 0.0
