@@ -137,9 +137,13 @@ class Bench:
     def record(
         self, method: str, gone: float, shape: Shape, increase: float, ablation: str | None = None
     ) -> Record:  # fmt: skip
-        said = f"{shape.layers} layers, hidden {shape.hidden}, ffn {shape.ffn}, heads {shape.heads}"
         return Record(
-            method=method, gone=gone, shape=said, parameters=self.size(shape), increase=increase, ablation=ablation
+            method=method,
+            gone=gone,
+            shape=shape.in_words,
+            parameters=self.size(shape),
+            increase=increase,
+            ablation=ablation,
         )
 
     def plain(self, method: str, gone: float) -> Record:

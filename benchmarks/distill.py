@@ -21,10 +21,11 @@ import torch
 from benchmarks import distillers
 from benchmarks.distillers import CPU, Measured, Setting
 from demo.corpus import write_jsonl
-from foundry.engine.corpus import Corpus, Packed, pack
+from foundry.engine.corpus import Corpus, pack
 from foundry.engine.distill.schedule import make_schedule
 from foundry.engine.hardware import hardware_name
 from foundry.engine.models import load_model, load_tokenizer
+from foundry.engine.packed import Packed
 
 _WAYS: Mapping[str, Callable[[str, Setting], Measured]] = {
     "ours": distillers.ours,

@@ -21,7 +21,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from foundry.engine.attention import attend_within_documents
 from foundry.engine.context import RunContext
-from foundry.engine.corpus import Packed
 from foundry.engine.distill.learner import Learner
 from foundry.engine.distill.memory import peak_bytes
 from foundry.engine.distill.objectives import Goal, match_saved, match_teacher
@@ -30,6 +29,7 @@ from foundry.engine.distill.signal import Origin, SavedSignal, text_sha256
 from foundry.engine.distill.trainer import Training, train
 from foundry.engine.evaluate.compare import compare
 from foundry.engine.norms import fuse_norms
+from foundry.engine.packed import Packed
 from foundry.engine.workspace import Workspace
 from foundry.spec.lifecycle import EventType, RunEvent
 

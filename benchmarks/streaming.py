@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from foundry.engine.context import RunContext, choose_device, choose_dtype
-from foundry.engine.corpus import Packed
 from foundry.engine.hardware import hardware_name
+from foundry.engine.packed import Packed
 from foundry.engine.prune.cutting import Cutting
 from foundry.engine.prune.texts import Texts
 from foundry.engine.tensors import CheckpointWriter, Entry, Reader, check_finite, write_sharded

@@ -230,10 +230,7 @@ def _cells(metrics: Metrics) -> list[str]:
 
 
 def _cut(shape: Shape, manifest: VariantManifest) -> str:
-    return (
-        f"{shape.layers} layers, hidden {shape.hidden}, ffn {shape.ffn}, {shape.heads} heads; "
-        f"{'fits' if manifest.fits_budget else 'is over'} its budget"
-    )
+    return f"{shape.in_words}; {'fits' if manifest.fits_budget else 'is over'} its budget"
 
 
 def _ask_both(folder: Path, manifest: VariantManifest, prompt: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from foundry.engine.context import RunContext
-from foundry.engine.corpus import Packed
+from foundry.engine.packed import Packed
 from foundry.engine.prune.cutting import Cutting
 from foundry.engine.prune.texts import Texts
 from foundry.intake.checkpoint import open_checkpoint

@@ -188,7 +188,7 @@ def show(plan: Plan) -> None:
     console, budget, teacher = render.out(), plan.budget, plan.teacher
     limit = f"{budget.max_params:,} parameters" if budget.max_params else render.size(budget.max_bytes or 0)
     parameters = render.number(teacher.parameters)
-    console.print(Text(f"teacher: {plan.family}, {render.shape_text(teacher.shape)}, {parameters} parameters"))
+    console.print(Text(f"teacher: {plan.family}, {teacher.shape.in_words}, {parameters} parameters"))
     if parse_format(budget.format).container == "gguf" and not plan.writes_gguf:
         console.print(Text(f"llama.cpp does not run {plan.family}: no GGUF can be written, and its size is a guess."))
     context = f"{budget.context_tokens:,} tokens"

@@ -17,7 +17,6 @@ from foundry.spec.device import DeviceProfile
 from foundry.spec.lifecycle import JobEvent, Status
 from foundry.spec.resources import Job, Variant
 from foundry.spec.variant import Metrics, VariantManifest
-from foundry.spec.weights import Shape
 
 _STATUS_STYLES = {
     Status.SUCCEEDED: "green", Status.FAILED: "bold red", Status.CANCELLED: "yellow", Status.RUNNING: "cyan",
@@ -151,13 +150,6 @@ def number(count: int) -> str:
         if count >= limit:
             return f"{count / limit:.3g} {unit}"
     return str(count)
-
-
-def shape_text(shape: Shape) -> str:
-    """A shape in one line."""
-    experts = f", {shape.experts_per_token} of {shape.experts} experts a token" if shape.experts else ""
-    heads = f"heads {shape.heads}/{shape.kv_heads}"
-    return f"{shape.layers} layers, hidden {shape.hidden}, ffn {shape.ffn}, {heads}{experts}"
 
 
 def table(*columns: str, right: Sequence[str] = (), narrow: bool = False) -> Table:

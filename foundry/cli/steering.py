@@ -28,7 +28,7 @@ def estimate(
     rows = [
         {
             "target": target.target,
-            "shape": render.shape_text(target.shape),
+            "shape": target.shape.in_words,
             "parameters": render.number(target.parameters),
             "kept": f"{target.parameters_ratio:.0%}",
             "of budget": f"{target.budget_ratio:.1%}",

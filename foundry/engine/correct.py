@@ -11,7 +11,6 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foundry.engine.context import RunContext
-from foundry.engine.corpus import Packed
 from foundry.engine.distill.checkpoints import digest_of
 from foundry.engine.distill.learner import Learner
 from foundry.engine.distill.objectives import predict_text
@@ -21,6 +20,7 @@ from foundry.engine.distill.trainer import Training, summary, train
 from foundry.engine.evaluate.compare import compare
 from foundry.engine.lora import CHECKPOINT_STEPS, EVALUATIONS, WARMUP_RATIO, attach, merge, save_adapter
 from foundry.engine.models import load_model, load_tokenizer, local_folder, save_model, trunk_and_head
+from foundry.engine.packed import Packed
 from foundry.engine.workspace import Workspace, write_json
 from foundry.errors import Diverged
 from foundry.intake.checkpoint import context_limit

@@ -64,6 +64,13 @@ class Shape(Record):
     positions: int = 0
     """Rows of a learned position embedding; 0 without one."""
 
+    @property
+    def in_words(self) -> str:
+        """The lengths in one line, for people."""
+        heads = str(self.heads) if self.heads == self.kv_heads else f"{self.heads}/{self.kv_heads}"
+        experts = f", {self.experts_per_token} of {self.experts} experts a token" if self.experts else ""
+        return f"{self.layers} layers, hidden {self.hidden}, ffn {self.ffn}, heads {heads}{experts}"
+
     def unit(self, axis: Length) -> int:
         """Rows that one index of an axis takes."""
         return self.head_dim if axis in ("heads", "kv_heads") else 1

@@ -96,7 +96,7 @@ def test_downloaded_gguf_continues_like_transformers_at_f16(foundry: Foundry, un
 def test_killed_run_resumes_and_ends_with_the_same_weights(
     foundry: Foundry, dataset_id: str, undisturbed: Job, folder: Path
 ) -> None:
-    job = foundry.jobs.create(spec(dataset_id, formats=["safetensors", "gguf:f16"]))
+    job = foundry.jobs.create(spec(dataset_id))
     for event in foundry.jobs.events(job.id):
         if event.type is EventType.CHECKPOINT:
             break
@@ -109,8 +109,7 @@ def test_killed_run_resumes_and_ends_with_the_same_weights(
     before, after = _manifests(foundry, undisturbed), _manifests(foundry, finished)
     for target, manifest in after.items():
         assert manifest.training["distill"]["steps"] == before[target].training["distill"]["steps"]
-        again, once = _digests(manifest), _digests(before[target])
-        assert again and again == {path: once[path] for path in again}
+        assert _digests(manifest) == _digests(before[target])
 
 
 def test_cancel_frees_the_worker_for_the_next_job(foundry: Foundry, dataset_id: str, folder: Path) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foundry.engine.attention import attend_within_documents
-from foundry.engine.corpus import Batch
 from foundry.engine.distill.hidden import HiddenMatch, watching
 from foundry.engine.distill.losses import Head, Scored
 from foundry.engine.distill.optimizers import Update
 from foundry.engine.models import trunk_and_head
 from foundry.engine.norms import fuse_norms
+from foundry.engine.packed import Batch
 from foundry.engine.products import trunk_hidden
 from foundry.errors import DamagedCheckpoint
 from foundry.spec.stages import OptimizerName

@@ -8,7 +8,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foundry.engine.context import RunContext
-from foundry.engine.corpus import Batch
 from foundry.engine.distill.divergences import Divergence, divergence_of, forward_kl
 from foundry.engine.distill.hidden import watching
 from foundry.engine.distill.learner import Lesson
@@ -16,6 +15,7 @@ from foundry.engine.distill.losses import HardLabels, Head, Scored, Signal, Whol
 from foundry.engine.distill.signal import SavedSignal
 from foundry.engine.distill.trainer import Objective
 from foundry.engine.models import trunk_and_head
+from foundry.engine.packed import Batch
 from foundry.engine.products import trunk_hidden
 from foundry.spec.stages import Distill
 

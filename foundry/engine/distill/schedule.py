@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from foundry.engine.corpus import Packed
+from foundry.engine.packed import Packed
 from foundry.errors import FieldProblem, InvalidSpec
 from foundry.spec.stages import Decay, Wsd
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foundry.engine.context import RunContext, Stopped
-from foundry.engine.corpus import Packed
 from foundry.engine.distill.losses import TopK
 from foundry.engine.models import trunk_and_head
+from foundry.engine.packed import Packed
 from foundry.engine.products import chunk_tokens, inner_dtype, logits_of, operand, softmax, trunk_hidden
 from foundry.engine.tensors import write_tensors
 from foundry.engine.workspace import read_json, sync, write_json

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foundry.engine.attention import attend_within_documents
 from foundry.engine.context import RunContext
-from foundry.engine.corpus import Packed
 from foundry.engine.distill.checkpoints import digest_of
 from foundry.engine.distill.hidden import HiddenMatch, Pairs
 from foundry.engine.distill.learner import Learner
@@ -22,6 +21,7 @@ from foundry.engine.distill.trainer import Objective, Training, summary, train
 from foundry.engine.evaluate.compare import check_same_vocabulary
 from foundry.engine.models import load_model, load_tokenizer, local_folder, save_model, trunk_and_head
 from foundry.engine.norms import fuse_norms
+from foundry.engine.packed import Packed
 from foundry.engine.workspace import Workspace, sha256_of, write_json
 from foundry.intake.checkpoint import checkpoint_sha256, context_limit
 from foundry.spec.job import JobSpec

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from foundry.engine.context import RunContext
-from foundry.engine.corpus import HELD_OUT_TOKENS, Corpus, Packed, mix, pack
+from foundry.engine.corpus import HELD_OUT_TOKENS, Corpus, pack
+from foundry.engine.packed import Packed, mix
 from foundry.errors import DamagedCheckpoint, InvalidData
 from foundry.intake.documents import Document
 from foundry.spec.lifecycle import EventType, StageName

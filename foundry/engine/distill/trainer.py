@@ -14,13 +14,13 @@ import torch
 
 from foundry.engine.allocator import keep_freed_memory
 from foundry.engine.context import RunContext, Stopped
-from foundry.engine.corpus import Batch, Packed
 from foundry.engine.distill import checkpoints
 from foundry.engine.distill.learner import Learner, Lesson
 from foundry.engine.distill.logbook import Logbook
 from foundry.engine.distill.memory import is_out_of_memory, micro_batch_rows, peak_bytes
 from foundry.engine.distill.schedule import Schedule
 from foundry.engine.evaluate.compare import compare
+from foundry.engine.packed import Batch, Packed
 from foundry.engine.products import inner_dtype
 from foundry.engine.workspace import Workspace
 from foundry.errors import Diverged, OutOfMemory

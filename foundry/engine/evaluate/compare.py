@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foundry.engine.context import RunContext, Stopped
-from foundry.engine.corpus import Packed
 from foundry.engine.models import trunk_and_head
+from foundry.engine.packed import Packed
 from foundry.engine.products import chunk_tokens, inner_dtype, logits_of, operand, softmax, trunk_hidden
 from foundry.errors import DamagedCheckpoint
 

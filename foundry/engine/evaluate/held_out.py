@@ -7,9 +7,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from foundry.engine.context import RunContext
-from foundry.engine.corpus import Corpus, Packed, pack
+from foundry.engine.corpus import Corpus, pack
 from foundry.engine.evaluate.answers import Prompt, answerable, prompts_of
 from foundry.engine.evaluate.leakage import Leak, find_leaks
+from foundry.engine.packed import Packed
 from foundry.spec.lifecycle import EventType
 from foundry.spec.stages import Evaluate
 

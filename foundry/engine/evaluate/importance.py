@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foundry.engine.context import RunContext, Stopped
-from foundry.engine.corpus import Packed
 from foundry.engine.models import trunk_and_head
+from foundry.engine.packed import Packed
 from foundry.spec.family import Family
 from foundry.spec.weights import Role, Shape
 

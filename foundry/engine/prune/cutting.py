@@ -94,7 +94,7 @@ class Cutting:
             growth.run()
             found = growth.kl()
             self.context.report(
-                EventType.LOG, f"{said}: {_sizes(shape)}: KL {found:.4f} nats per token right after the cut",
+                EventType.LOG, f"{said}: {shape.in_words}: KL {found:.4f} nats per token right after the cut",
                 stage="prune", shape=shape.model_dump(), held_out_kl=found,
             )  # fmt: skip
             shutil.rmtree(folder)
@@ -189,10 +189,3 @@ def _clear(folder: Path, made: dict[str, Any]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / _MADE, made)
-
-
-def _sizes(shape: Shape) -> str:
-    said = f"{shape.layers} layers, hidden {shape.hidden}, ffn {shape.ffn}, heads {shape.heads}"
-    if shape.kv_heads != shape.heads:
-        said += f", KV heads {shape.kv_heads}"
-    return said + (f", experts {shape.experts}" if shape.experts else "")

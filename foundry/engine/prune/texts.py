@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from foundry.engine.corpus import Packed
+from foundry.engine.packed import Packed
 
 _BATCH_TOKENS = 2048
 _BRIEF_TOKENS = 8192

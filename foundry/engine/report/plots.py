@@ -103,8 +103,7 @@ def size_against_quality(report: JobReport) -> Figure | None:
         "parameters", "KL to the teacher, nats",
     )  # fmt: skip
     for place, x, y, candidate in tried:
-        shape = candidate.shape
-        says = f"{shape.layers} layers, hidden {shape.hidden}, ffn {shape.ffn}, heads {shape.heads}: KL {y:.3f}"
+        says = f"{candidate.shape.in_words}: KL {y:.3f}"
         chart.dot((x, y), colour_of(place), says, shape="hollow")
     for place in range(len(report.targets)):
         path = [(float(x), float(y)) for p, x, y, _ in made if p == place]

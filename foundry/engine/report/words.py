@@ -62,8 +62,4 @@ def spread(interval: tuple[float, float] | None, kind: str = "decimals", places:
 
 def shape(value: Shape | None) -> str:
     """A shape in one line."""
-    if value is None:
-        return ""
-    experts = f", {value.experts} experts" if value.experts else ""
-    heads = f"{value.heads} heads in {value.kv_heads} groups"
-    return f"{value.layers} layers, hidden {value.hidden:,}, ffn {value.ffn:,}, {heads}{experts}"
+    return value.in_words if value is not None else ""

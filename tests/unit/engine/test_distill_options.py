@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from foundry.engine.context import RunContext, Stopped
-from foundry.engine.corpus import Batch
 from foundry.engine.distill import trainer
 from foundry.engine.distill.learner import Learner, Lesson
 from foundry.engine.distill.logbook import Logbook
@@ -21,6 +20,7 @@ from foundry.engine.distill.objectives import Goal, match_teacher
 from foundry.engine.distill.optimizers import _ExactMuon
 from foundry.engine.distill.trainer import Objective, summary, train
 from foundry.engine.evaluate.compare import compare
+from foundry.engine.packed import Batch
 from foundry.engine.workspace import Workspace
 from foundry.errors import Diverged
 from foundry.spec.lifecycle import EventType

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from foundry.engine.corpus import Packed
 from foundry.engine.distill.schedule import Schedule, make_schedule, sequence_length
+from foundry.engine.packed import Packed
 from foundry.errors import InvalidSpec
 from foundry.spec.stages import Wsd
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from foundry.engine.context import RunContext, Stopped
-from foundry.engine.corpus import Packed, pack
+from foundry.engine.corpus import pack
 from foundry.engine.distill import signal
 from foundry.engine.distill.objectives import Goal, match_saved, match_teacher
 from foundry.engine.distill.signal import Origin, SavedSignal, text_sha256
 from foundry.engine.distill.stage import distill
+from foundry.engine.packed import Packed
 from foundry.engine.workspace import read_json
 from foundry.errors import SignalMismatch
 from foundry.intake.documents import Document

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from foundry.engine.context import RunContext, Stopped
-from foundry.engine.corpus import Batch, Packed, pack
+from foundry.engine.corpus import pack
 from foundry.engine.distill import logbook, memory
 from foundry.engine.distill.learner import Learner, Lesson
 from foundry.engine.distill.losses import Head, Scored
@@ -15,6 +15,7 @@ from foundry.engine.distill.memory import checkpoint_activations, micro_batch_ro
 from foundry.engine.distill.objectives import Goal, match_teacher, predict_text
 from foundry.engine.distill.schedule import make_schedule
 from foundry.engine.distill.trainer import History, Objective, Training, train
+from foundry.engine.packed import Batch, Packed
 from foundry.engine.workspace import Workspace
 from foundry.errors import Diverged, OutOfMemory
 from foundry.intake.documents import Document

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from foundry.engine import products
 from foundry.engine.context import RunContext, Stopped
-from foundry.engine.corpus import Packed, pack
+from foundry.engine.corpus import pack
 from foundry.engine.evaluate.compare import compare
+from foundry.engine.packed import Packed
 from foundry.errors import DamagedCheckpoint
 from foundry.intake.documents import Document
 from tests import tiny
