@@ -71,9 +71,7 @@ def _all(folder: Path, args: argparse.Namespace) -> None:
     size = sum(entry.end - entry.start for entry in checkpoint.tensors.values())
     device = choose_device()
     print(f"{size / 1e9:.2f} GB in bfloat16, {checkpoint.shape}; {hardware_name(device)}; torch {torch.__version__}")
-    print(
-        "\n| step | seconds | of read and write | of them the processor's | peak memory | of the checkpoint | not of files |"
-    )
+    print("\n| step | seconds | of read and write | CPU seconds | peak memory | of the checkpoint | not of files |")
     print("|---|---|---|---|---|---|---|")
     base = 0.0
     for step in ("read and write", "calibrate", *args.modes):

@@ -90,6 +90,8 @@ class Progress(Record):
     stage: StageName
     step: int
     steps: int
+    part: str = ""
+    """What of the stage has these steps, where it has several such runs: a target, or the calibration before it."""
     loss: float | None = None
     held_out_loss: float | None = None
     tokens_per_s: float | None = None

@@ -45,7 +45,7 @@ class Calibration:
         for layer in range(layers):
             if not self._file(layer).exists():
                 self._hear_layer(layer)
-            self._context.progress(Progress(stage="prune", step=layer + 1, steps=layers))
+            self._context.progress(Progress(stage="prune", part="calibration", step=layer + 1, steps=layers))
         if not self._file(layers).exists():
             self._hear_end()
         return self.statistics()

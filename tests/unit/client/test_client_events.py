@@ -155,6 +155,17 @@ def test_progress_shows_one_live_bar_for_a_stage_on_a_terminal() -> None:
     assert "distill" in out.getvalue() and "99/200" in out.getvalue() and "\x1b[" in out.getvalue()
 
 
+def test_progress_counts_the_parts_of_a_stage_apart() -> None:
+    out = io.StringIO()
+    with RunProgress(Console(file=out, width=200)) as show:
+        for part in ("calibration", "tablet"):
+            for step in (1, 2):
+                data = {"stage": "prune", "part": part, "step": step, "steps": 2}
+                show(RunEvent(type=EventType.PROGRESS, message="", data=data))
+    said = ["prune calibration 1/2", "prune calibration 2/2", "prune tablet 1/2", "prune tablet 2/2"]
+    assert out.getvalue().splitlines() == said
+
+
 def test_download_progress_names_each_finished_file_in_a_pipe() -> None:
     out = io.StringIO()
     with DownloadProgress(Console(file=out, width=80)) as tell:

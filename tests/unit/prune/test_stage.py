@@ -69,6 +69,14 @@ def test_stage_writes_a_plain_checkpoint_within_each_budget(whole: Workspace) ->
         assert scores == sorted(scores)  # type: ignore[type-var]
 
 
+def test_stage_says_of_which_part_its_progress_is(tmp_path: Path) -> None:
+    _, events = _prune(tmp_path, [BIG, SMALL])
+    progress = [event.data for event in events if event.type is EventType.PROGRESS]
+    parts = ["calibration", "big", "small"]
+    assert [data["part"] for data in progress if data["step"] == data["steps"]] == parts
+    assert progress == sorted(progress, key=lambda data: (parts.index(data["part"]), data["step"]))
+
+
 def test_stage_keeps_the_teacher_and_says_so_when_it_fits(tmp_path: Path) -> None:
     workspace, events = _prune(tmp_path, [{"name": "roomy", "max_params": 10_000_000}])
     assert read_plan(workspace, "roomy").cuts_nothing
@@ -79,7 +87,7 @@ def test_stage_keeps_the_teacher_and_says_so_when_it_fits(tmp_path: Path) -> Non
 INTERRUPTED = {
     "calibration, in the middle of a layer": "calibration/.stream-0002.bin.partial",
     "candidates": "scores.json",
-    "growth, between layers": "growing-big/layers.json",
+    "growth, while the first layer learns": "growing-big/goals.bin",
     "growth, in the middle of the teacher's pass": "growing-small/.teacher-0002.bin.partial",
 }
 """When, and the file under .scratch that is there then and not before."""
