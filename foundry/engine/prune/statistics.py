@@ -34,7 +34,8 @@ class Stored:
     def matrix(self, name: str) -> Tensor:
         """A symmetric matrix out of its panels."""
         with safe_open(self._path, framework="pt") as file:
-            count = sum(key.startswith(f"{name}.") for key in file.keys())  # noqa: SIM118: it is no mapping
+            names = file.keys()
+            count = sum(one.startswith(f"{name}.") for one in names)
             return whole(file.get_tensor(f"{name}.{number}") for number in range(count))
 
     def names(self) -> list[str]:
