@@ -35,6 +35,8 @@ class Prune(Record):
     candidates: Count = 8
     """How many shapes within the budget are sliced and compared by held-out KL before one is taken."""
     repair: tuple[Repair, ...] = ("refit", "rotate", "rescale", "local")
+    """Those that may be used. Where hidden is cut, the chosen shape is also measured without `rescale`, and without
+    `rotate` in families that norm behind a block; what makes it worse is left out."""
     local_epochs: Count = 3
     """How often the local repair reads the calibration text."""
 
