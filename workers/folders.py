@@ -30,7 +30,10 @@ def prepare(work: Path, claim: Claim, datasets: Datasets) -> Workspace:
         for left in earlier:  # made again by a run that had lost its folder
             shutil.rmtree(left, ignore_errors=True)
         sync(job)
-        inputs = Inputs(teacher=claim.inputs.teacher, data=str(data), data_sha256=claim.inputs.data_sha256)
+        inputs = Inputs(
+            teacher=claim.inputs.teacher, data=str(data), data_sha256=claim.inputs.data_sha256,
+            micro_batch_divisor=2**claim.halvings,
+        )  # fmt: skip
         return Workspace.create(root, claim.spec, inputs)
 
 

@@ -42,6 +42,12 @@ class Settings(BaseSettings):
     """How often an idle worker without a broker looks for a queued job."""
     stop_grace_s: Seconds = 30.0
     """How long a run may take to write a checkpoint before it is killed."""
+    silence_s: Seconds = 3600.0
+    """How long a run may say nothing before it counts as hung: it is killed and tried again from its checkpoint."""
+    memory_bytes: Annotated[int, Field(gt=0)] | None = None
+    """What this worker has for a run: jobs whose estimate needs more are left to other workers. None takes any job."""
+    least_free_bytes: Annotated[int, Field(ge=0)] = 2**28
+    """Disk that stays free: below it no run starts and /readyz says `storage_full`."""
     run_command: Annotated[tuple[str, ...], NoDecode] = ()
     """What starts a run, with its workspace added at the end, as in a shell; by default the engine under this Python.
     The place for a wrapper that limits memory or enters a container."""
