@@ -1,7 +1,7 @@
-"""Disk that runs of one work folder have been promised, so that two jobs do not both start on the last of it.
+"""Disk that runs of one work folder have been promised, so that two jobs do not both begin on the last of it.
 
-A promise is the file WORK/JOB/promised, locked for as long as its supervisor lives: whoever finds it unlocked knows that
-nobody keeps it any more. Nothing is written ahead; what a job has already written counts as part of its promise.
+A promise is the file WORK/JOB/promised, locked for as long as its supervisor lives: where it is not locked, nobody
+keeps it any more. Nothing is written ahead; what a job has already written counts as part of its promise.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ _PROMISED = "promised"
 
 @contextmanager
 def promised_room(work: Path, job_id: str, need_bytes: int | None, least_free_bytes: int) -> Iterator[None]:
-    """Hold `need_bytes` of the disk for a job, None where nobody knows; raise `StorageFull` when not so much is free."""
+    """Hold `need_bytes` of the disk for a job, None where nobody knows; raise `StorageFull` when less is free."""
     job = work / job_id
     with storage_errors(work):
         job.mkdir(parents=True, exist_ok=True)

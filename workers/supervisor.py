@@ -18,6 +18,7 @@ from foundry.errors import (
     LeaseLost,
     OperatorError,
     StorageFull,
+    StorageUnavailable,
 )
 from foundry.spec.job import is_hub_id
 from foundry.spec.resources import Job, Reason
@@ -95,6 +96,8 @@ class Supervisor:
             raise
         except DatabaseUnavailable as error:
             return Release(error.message)
+        except StorageUnavailable as error:
+            return Lose(Reason(code=error.code, message=error.message))
         except FoundryError as error:
             return Fail(Reason(code=error.code, message=error.message))
         except Exception as error:
@@ -126,7 +129,7 @@ class Supervisor:
         courier.deliver_all()
         _log.info("run ended", status=status, last_lines=run.last_lines()[-5:])
         if hung and kill_at is None:
-            _log.warning("the run was hung and is killed; this is where", stack=run.last_lines())
+            _log.warning("the run was hung and is killed; this is where", last_lines=run.last_lines())
             return Lose(Reason(code="hung", message=f"the run said nothing for {self._settings.silence_s:g} s"))
         return ending_of(
             status, asked=kill_at is not None, said=relay.last_error, last_lines=run.last_lines(),
