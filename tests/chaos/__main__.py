@@ -16,7 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import FAULTS, PAUSED
 from tests.chaos.installation import ROOT, Installation, running_installation, wait
 from tests.chaos.invariants import damaged_blobs, violations
 
@@ -24,6 +24,9 @@ _IN_FLIGHT = 3
 _POINT_S = 12.0
 """A fault comes at a random moment of so many seconds after a run has begun: about as long as a run lasts."""
 _COUNTING = f"{sys.executable} {ROOT / 'tests/integration/workers/scripted_run.py'}"
+_ON_ITS_WAY_S = 1.0
+"""What a run said before the fault may reach the database so long after it."""
+_PATIENCE_S = 180.0
 _ENGINE = ("stage.started", "stage.completed", "progress", "checkpoint.created", "metrics", "variant.published", "log")
 
 
@@ -44,9 +47,13 @@ class Matrix:
         time.sleep(self._chance.uniform(0, _POINT_S))
         self._fill_up()
         wait(lambda: self._is_at_work(), "no run began")
-        affected, before = self._held(), self._last_seqs()
+        affected = self._held()
         FAULTS[name](self._there, self._chance)
-        self.recovery_s[name].append(wait(lambda: self._all_moved(affected, before), f"{name}: not all jobs went on"))
+        ended_at = time.monotonic()
+        time.sleep(_ON_ITS_WAY_S)
+        before = self._last_seqs()
+        wait(lambda: self._all_moved(affected, before), f"{name}: not all jobs went on", _PATIENCE_S)
+        self.recovery_s[name].append(time.monotonic() - ended_at)
 
     def finish(self) -> list[str]:
         """Let every job end, and judge."""
@@ -64,6 +71,11 @@ class Matrix:
             self._submitted += 1
             self.acknowledged.add(self._there.submit(self._submitted))
 
+    def _resume(self) -> None:
+        """What an operator does once there is room again."""
+        for row in self._there.query(PAUSED):
+            self._there.client.jobs.resume(row.id)
+
     def _is_at_work(self) -> bool:
         return bool(self._there.runs()) and bool(self._held())
 
@@ -75,6 +87,9 @@ class Matrix:
 
     def _all_moved(self, affected: list[str], before: dict[str, int]) -> bool:
         """Whether each has ended, or its run has said something since the fault was over, in the newest attempt."""
+        if not self._there.answers():
+            return False
+        self._resume()
         for job_id in affected:
             status, said = self._there.query(
                 "SELECT j.status, (SELECT e.type FROM events e WHERE e.job_id = j.id AND e.attempt = j.epoch "

@@ -11,7 +11,8 @@ import redis
 from tests.chaos.installation import LEASE_S, Installation, freeze, thaw
 
 Fault = Callable[[Installation, random.Random], None]
-_WORKERS = ("threads", "prefork")
+PAUSED = "SELECT id FROM jobs WHERE status = 'paused' AND reason_code = 'storage_full'"
+_WORKERS = ("threads", "processes")
 
 
 def kill_run(there: Installation, chance: random.Random) -> None:
@@ -37,12 +38,12 @@ def freeze_worker(there: Installation, chance: random.Random) -> None:
 
 def kill_supervisor(there: Installation, _: random.Random) -> None:
     """The process of the pool that watches a run; its parent starts another."""
-    for process in there.below("prefork"):
+    for process in there.below("processes"):
         process.kill()
 
 
 def freeze_supervisor(there: Installation, chance: random.Random) -> None:
-    _frozen(there.below("prefork"), chance.uniform(0.5, 2 * LEASE_S))
+    _frozen(there.below("processes"), chance.uniform(0.5, 2 * LEASE_S))
 
 
 def kill_api(there: Installation, _: random.Random) -> None:
@@ -103,7 +104,7 @@ def cut_broker(there: Installation, chance: random.Random) -> None:
 
 
 def fill_disk(there: Installation, chance: random.Random) -> None:
-    """Until a job has paused, or for a while; then the operator makes room and resumes what waits for it."""
+    """Until a job has paused, or for a while; then the operator makes room; whoever waits resumes what has paused."""
     ballast = there.disk / "ballast"
     with ballast.open("wb") as file:
         try:
@@ -112,14 +113,10 @@ def fill_disk(there: Installation, chance: random.Random) -> None:
                 file.flush()
         except OSError:
             pass
-    paused = "SELECT id FROM jobs WHERE status = 'paused' AND reason_code = 'storage_full'"
     deadline = time.monotonic() + chance.uniform(10, 30)
-    while not there.query(paused) and time.monotonic() < deadline:
+    while not there.query(PAUSED) and time.monotonic() < deadline:
         time.sleep(0.2)
     ballast.unlink(missing_ok=True)
-    while rows := there.query(paused):
-        for row in rows:
-            there.client.jobs.resume(row.id)
 
 
 def _frozen(processes: list[psutil.Process], seconds: float) -> None:

@@ -18,6 +18,7 @@ import psutil
 from sqlalchemy import Engine, create_engine, text
 
 from foundry.client.client import Foundry
+from foundry.errors import RequestFailed, ServiceUnreachable
 from foundry.spec.access import Scope
 from foundry.store.database import Database
 from foundry.store.keys import Keys, read_or_make_secret
@@ -71,7 +72,8 @@ class Postgres:
 
 
 class Installation:
-    """PostgreSQL and Redis behind proxies, the API, and two Celery workers, one with each pool."""
+    """PostgreSQL and Redis behind proxies, the API, and two Celery workers: one watches runs in threads, one in a
+    process of its pool."""
 
     def __init__(self, folder: Path, disk: Path, run_command: str) -> None:
         self.folder, self.disk, self._run_command = folder, disk, run_command
@@ -89,10 +91,10 @@ class Installation:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self.client = self._open()
         data = tiny.write_texts(folder / "texts.jsonl", documents=400)
-        self._parts = {"api": self._api, "threads": self._worker("threads"), "prefork": self._worker("prefork")}
+        self._parts = {"api": self._api, "threads": self._worker("threads"), "processes": self._worker("processes")}
         for name in self._parts:
             self.start(name)
-        wait(lambda: self._answers(), "the API did not come up")
+        wait(self.answers, "the API did not come up")
         self.dataset = self.client.datasets.upload(data).id
 
     def _open(self) -> Foundry:
@@ -145,11 +147,25 @@ class Installation:
 
     def runs(self) -> list[psutil.Process]:
         """The runs that go on."""
-        return [p for name in ("threads", "prefork") for p in self.process(name).children(recursive=True) if is_run(p)]
+        return [
+            p for name in ("threads", "processes") for p in self.process(name).children(recursive=True) if is_run(p)
+        ]
 
     def submit(self, number: int) -> str:
-        """A genuine job, as small as a job can be; returns when it is acknowledged."""
+        """A genuine job, as small as a job can be; tried under one key until it is acknowledged."""
+        found: list[str] = []
+
+        def is_acknowledged() -> bool:
+            with suppress(ServiceUnreachable, RequestFailed):
+                found.append(self._submit(number))
+            return bool(found)
+
+        wait(is_acknowledged, "no job was acknowledged")
+        return found[0]
+
+    def _submit(self, number: int) -> str:
         job = self.client.jobs.create(
+            idempotency_key=f"chaos-{number}",
             teacher=str(self.teacher), data=self.dataset, name="steps=60 delay=0.1", formats=["safetensors"],
             targets=[{"name": "kiosk", "max_params": 20_000, "context_tokens": 64}], seed=number,
             prune={"calibration_tokens": 1024, "candidates": 1, "local_epochs": 1},
@@ -164,7 +180,8 @@ class Installation:
         with self.direct.connect() as connection:
             return list(connection.execute(text(sql), values).all())
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether the API takes connections."""
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
             return True
         return False
