@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test check bench bench-prune bench-streaming bench-distill bench-api clean
+.PHONY: setup demo test test-chaos check bench bench-prune bench-streaming bench-distill bench-api clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -28,6 +28,9 @@ demo: setup
 
 test: setup check
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-chaos: setup
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 check: setup
 	@$(BIN)/ruff format --check --quiet . || { echo "Run: $(BIN)/ruff format ."; exit 1; }

@@ -10,6 +10,7 @@ from foundry.errors import InvalidData, NotFound, TeacherNotFound
 from foundry.intake.checkpoint import Checkpoint, context_limit
 from foundry.spec.estimate import Estimate, estimate
 from foundry.spec.family import families
+from foundry.spec.forecast import forecast
 from foundry.spec.job import JobSpec, is_hub_id
 from foundry.spec.target import budgets_of
 from foundry.spec.weights import Shape
@@ -23,14 +24,15 @@ def admit(spec: JobSpec, project_id: str) -> JobInputs:
     `spec` has the project's own targets written out. A teacher on the hub is opened by the run: here only its targets'
     names are checked.
     """
-    teacher, parameters = _named(spec.teacher, project_id), None
+    teacher, run, parameters = _named(spec.teacher, project_id), None, None
     if is_hub_id(teacher):
         require_hub(state().settings)
         budgets_of(spec)
     else:
         checkpoint = _opened(teacher, spec.teacher)
         check_tokenizer(checkpoint.folder)
-        parameters = _estimate(spec, checkpoint).teacher_parameters
+        found = _estimate(spec, checkpoint)
+        parameters, run = found.teacher_parameters, forecast(spec, found, None, None, None, "")
         teacher = str(checkpoint.folder)
     try:
         dataset = state().datasets.get(project_id, spec.data)
@@ -39,6 +41,7 @@ def admit(spec: JobSpec, project_id: str) -> JobInputs:
     return JobInputs(
         teacher=teacher, dataset_id=dataset.id, data_sha256=dataset.sha256, teacher_parameters=parameters,
         model_id=spec.teacher if _is_model(spec.teacher) else None,
+        memory_bytes=run and run.memory_bytes, disk_bytes=run and run.disk_bytes,
     )  # fmt: skip
 
 
@@ -78,7 +81,7 @@ def _opened(folder: str, named: str) -> Checkpoint:
 
 def _estimate(spec: JobSpec, checkpoint: Checkpoint) -> Estimate:
     limit = context_limit(checkpoint.config)
-    same = spec.model_copy(update={"teacher": "", "data": "", "name": "", "seed": 0})
+    same = spec.model_copy(update={"teacher": "", "data": "", "name": "", "seed": 0, "priority": 0})
     return _estimate_of_shape(same, checkpoint.family.name, checkpoint.shape, checkpoint.present, limit)
 
 

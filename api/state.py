@@ -7,7 +7,7 @@ from flask import current_app
 from api.streams import Streams
 from api.watcher import Watcher
 from foundry.store.aliases import Aliases
-from foundry.store.artifacts import ArtifactStore, LocalArtifacts
+from foundry.store.artifacts import ArtifactStore, open_artifacts
 from foundry.store.database import Database
 from foundry.store.datasets import Datasets
 from foundry.store.forecasts import Forecasts
@@ -58,7 +58,7 @@ class State:
 def open_state(settings: Settings) -> State:
     """Connects to nothing yet: the service starts while its database is still starting."""
     database = Database(settings.database_url)
-    artifacts = LocalArtifacts(settings.artifacts)
+    artifacts = open_artifacts(settings)
     keys = Keys(database, read_or_make_secret(settings.home / "secret"))
     return State(
         settings=settings,

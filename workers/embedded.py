@@ -25,7 +25,7 @@ def work(station: Station, stopping: threading.Event) -> None:
     """Claim and carry out jobs, one after the other, until `stopping` is set."""
     while not stopping.is_set():
         try:
-            claim = station.jobs.claim(station.name)
+            claim = station.jobs.claim(station.name, memory_bytes=station.settings.memory_bytes)
         except OperatorError as error:
             _log.warning("the database does not answer; trying again", error=error.message)
             stopping.wait(_RETRY_S)

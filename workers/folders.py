@@ -30,7 +30,10 @@ def prepare(work: Path, claim: Claim, datasets: Datasets) -> Workspace:
         for left in earlier:  # made again by a run that had lost its folder
             shutil.rmtree(left, ignore_errors=True)
         sync(job)
-        inputs = Inputs(teacher=claim.inputs.teacher, data=str(data), data_sha256=claim.inputs.data_sha256)
+        inputs = Inputs(
+            teacher=claim.inputs.teacher, data=str(data), data_sha256=claim.inputs.data_sha256,
+            micro_batch_divisor=2**claim.halvings,
+        )  # fmt: skip
         return Workspace.create(root, claim.spec, inputs)
 
 
@@ -50,8 +53,15 @@ def sweep(work: Path, ended_among: Callable[[list[str]], Collection[str]]) -> li
 
 
 def _link(link: Path, target: Path) -> None:
-    """Make `link` point to `target`, whatever it was before. No copy: data can be large and never changes."""
+    """Make `link` the same file as `target`, whatever it was before. No copy: data can be large and never changes.
+
+    A hard link where the disk is the same: it stays when the store lets go of its own copy.
+    """
     aside = link.with_name(f".{link.name}.{os.getpid()}.partial")
     aside.unlink(missing_ok=True)
-    aside.symlink_to(target)
+    try:
+        aside.hardlink_to(target)
+    except OSError:  # another disk, or one that knows no such links
+        aside.symlink_to(target)
     aside.replace(link)
+    aside.unlink(missing_ok=True)  # renaming onto another name of the same file does nothing

@@ -18,6 +18,7 @@ from foundry.errors import (
     LeaseLost,
     OperatorError,
     StorageFull,
+    StorageUnavailable,
 )
 from foundry.spec.job import is_hub_id
 from foundry.spec.resources import Job, Reason
@@ -26,16 +27,18 @@ from foundry.store.datasets import Datasets
 from foundry.store.jobs import Jobs
 from foundry.store.records import Claim, NewVariant
 from foundry.store.settings import Settings
-from workers import folders
+from workers import folders, memory
 from workers.courier import Courier
-from workers.ending import Ending, Fail, Lose, Pause, Publish, Release, ending_of
+from workers.ending import Ending, Fail, Lose, Pause, Publish, Release, Starve, ending_of
 from workers.process import RunProcess, run_environment
 from workers.publish import store_variants
 from workers.relay import Relay
+from workers.room import promised_room
 
 RUN = (sys.executable, "-m", "foundry.engine.run")
 _TICK_S = 0.1
 _RETRY_S = 1.0
+_STACK_S = 1.0
 _log = structlog.get_logger()
 
 
@@ -83,14 +86,18 @@ class Supervisor:
 
     def _carry_out(self, claim: Claim, courier: Courier, relay: Relay) -> Ending:
         try:
-            workspace = folders.prepare(self._settings.work, claim, self._datasets)
-            return self._watch(workspace, claim, courier, relay)
+            work, least_free = self._settings.work, self._settings.least_free_bytes
+            with promised_room(work, claim.job_id, claim.inputs.disk_bytes, least_free):
+                workspace = folders.prepare(work, claim, self._datasets)
+                return self._watch(workspace, claim, courier, relay)
         except StorageFull as error:
             return Pause(Reason(code=error.code, message=error.message))
         except LeaseLost:
             raise
         except DatabaseUnavailable as error:
             return Release(error.message)
+        except StorageUnavailable as error:
+            return Lose(Reason(code=error.code, message=error.message))
         except FoundryError as error:
             return Fail(Reason(code=error.code, message=error.message))
         except Exception as error:
@@ -101,6 +108,7 @@ class Supervisor:
         """Start the run and stay with it to its end; raise `LeaseLost` when it had to be killed for the lease."""
         environment = run_environment(os.environ, hub=is_hub_id(claim.inputs.teacher))
         kill_at: float | None = None
+        killed_before, hung = memory.kills(), False
         with RunProcess(self._command, workspace.root, environment=environment, hear=relay.hear) as run:
             _log.info("run started", pid=run.pid)
             while (status := run.wait(_TICK_S)) is None:
@@ -112,10 +120,21 @@ class Supervisor:
                 elif kill_at is not None and time.monotonic() > kill_at:
                     _log.warning("the run did not stop in time and is killed")
                     run.kill()
+                elif run.silent_s > self._settings.silence_s and not hung:
+                    hung = True
+                    run.ask_where()
+                    run.wait(_STACK_S)
+                    run.kill()
         relay.end()
         courier.deliver_all()
         _log.info("run ended", status=status, last_lines=run.last_lines()[-5:])
-        return ending_of(status, asked=kill_at is not None, said=relay.last_error, last_lines=run.last_lines())
+        if hung and kill_at is None:
+            _log.warning("the run was hung and is killed; this is where", last_lines=run.last_lines())
+            return Lose(Reason(code="hung", message=f"the run said nothing for {self._settings.silence_s:g} s"))
+        return ending_of(
+            status, asked=kill_at is not None, said=relay.last_error, last_lines=run.last_lines(),
+            starved=memory.kills() > killed_before,
+        )  # fmt: skip
 
     def _must_stop(self, courier: Courier) -> bool:
         return self._stopping.is_set() or courier.orders.cancel or courier.orders.pause
@@ -155,5 +174,7 @@ class Supervisor:
                 return self._jobs.paused(claim, reason)
             case Release(message):
                 return self._jobs.release(claim, message)
+            case Starve(reason):
+                return self._jobs.starve(claim, reason.message)
             case Lose(reason):
                 return self._jobs.lose(claim, reason.message, code=reason.code)

@@ -21,6 +21,8 @@ class RunContext:
     dtype: torch.dtype
     """Of matrix products: bfloat16 where the hardware is fast at it, else float32. Master weights stay float32."""
     seed: int
+    micro_batch_divisor: int = 1
+    """Micro-batches are to be so many times smaller than what should fit into memory."""
     benchmarks: Path | None = None
     """The operator's local copies of benchmarks; None leaves them to the hub."""
     may_run_code: bool = False

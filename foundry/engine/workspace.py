@@ -34,6 +34,8 @@ class Inputs(Record):
     """A folder, or the hub id of the spec."""
     data: str
     data_sha256: str
+    micro_batch_divisor: int = 1
+    """Micro-batches are so many times smaller than what should fit: a run before this one ran out of memory."""
 
 
 class Workspace:

@@ -58,6 +58,8 @@ class Quota(Record):
 
     active_jobs: Annotated[int, Field(ge=0)] | None = None
     """Jobs that have not ended."""
+    running_jobs: Annotated[int, Field(ge=0)] | None = None
+    """Jobs that workers carry out at the same time; further ones wait in the queue."""
     stored_bytes: Annotated[int, Field(ge=0)] | None = None
     """Datasets, models, open uploads and variants, each counted whole even where two hold the same bytes."""
     run_seconds_per_month: Annotated[int, Field(ge=0)] | None = None

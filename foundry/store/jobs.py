@@ -16,6 +16,7 @@ from foundry.store.idempotency import take_key
 from foundry.store.ids import new_id
 from foundry.store.job_records import records_of
 from foundry.store.pages import page_of
+from foundry.store.queueing import next_job, next_project
 from foundry.store.records import Claim, Idempotency, JobInputs, NewVariant, Orders
 from foundry.store.settings import Settings
 from foundry.store.tables import AttemptRow, JobRow
@@ -25,6 +26,7 @@ from foundry.store.variants import publish
 
 _RECONCILE_BATCH = 100
 _RING_LIMIT = 1000
+_MOST_HALVINGS = 1
 
 
 class Jobs:
@@ -51,7 +53,7 @@ class Jobs:
                 job = JobRow(
                     id=job_id, project_id=project_id, name=spec.name, status=Status.QUEUED.value, epoch=0, last_seq=0,
                     spec=spec.model_dump(mode="json"), inputs=inputs.model_dump(mode="json"), fruitless_attempts=0,
-                    parent_id=parent_id, created_at=now,
+                    parent_id=parent_id, created_at=now, priority=spec.priority, memory_bytes=inputs.memory_bytes,
                 )  # fmt: skip
                 session.add(job)
                 session.flush()
@@ -112,21 +114,30 @@ class Jobs:
             if job.status != asked:
                 move(session, job, user_goal(job, verb), message, now=_now(session), event=event)
                 if event is EventType.RESUMED:
-                    job.fruitless_attempts = 0
+                    job.fruitless_attempts = job.halvings = 0
         return self.get(project_id, job_id)
 
     # ------------------------------------------------------------------ for workers
 
-    def claim(self, worker: str, job_id: str | None = None) -> Claim | None:
-        """Take this queued job, or the oldest; None when there is none to take."""
-        with self._database.write() as session:
-            job = take(session, worker, self._settings.lease_s, job_id)
-            if job is None:
-                return None
-            return Claim(
-                job_id=job.id, project_id=job.project_id, epoch=job.epoch, worker=worker,
-                spec=JobSpec.model_validate(job.spec), inputs=JobInputs.model_validate(job.inputs),
-            )  # fmt: skip
+    def claim(self, worker: str, job_id: str | None = None, *, memory_bytes: int | None = None) -> Claim | None:
+        """Take this queued job, or the one whose turn it is (queueing.py); None when there is none to take.
+
+        `memory_bytes` is what this worker has: a job that needs more, by its estimate, is left to another.
+        """
+        if job_id is not None:
+            with self._database.write() as session:
+                return _claim_of(take(session, worker, self._settings.lease_s, job_id), worker)
+        passed: set[str] = set()
+        while True:
+            with self._database.write() as session:  # one project a transaction: who waits for two can wait for ever
+                project_id = next_project(session, passed)
+                if project_id is None:
+                    return None
+                chosen = next_job(session, project_id, memory_bytes)
+                job = take(session, worker, self._settings.lease_s, chosen) if chosen else None
+                if job is not None:
+                    return _claim_of(job, worker)
+            passed.add(project_id)
 
     def heartbeat(self, claim: Claim) -> Orders:
         """Keep the job for another lease and learn what the user asked."""
@@ -200,6 +211,21 @@ class Jobs:
             self._lose(session, _held(session, claim), message, code)
         return self.get(claim.project_id, claim.job_id)
 
+    def starve(self, claim: Claim, message: str) -> Job:
+        """The run ran out of memory: once more with micro-batches of half the size, then fail. Costs no attempt."""
+        with self._database.write() as session:
+            job = _held(session, claim)
+            if job.status == Status.RUNNING and job.halvings >= _MOST_HALVINGS:
+                reason = Reason(code="out_of_memory", message=f"{message}; smaller micro-batches were of no help")
+                move(session, job, Status.FAILED, reason.message, now=_now(session), reason=reason, outcome="lost")
+            else:
+                job.halvings += 1
+                goal = first_allowed(job, "be lost", Status.QUEUED, Status.PAUSED, Status.CANCELLED)
+                event = EventType.ATTEMPT_LOST if goal is Status.QUEUED else None
+                message += "; once more with micro-batches of half the size"
+                move(session, job, goal, message, now=_now(session), event=event, outcome="lost")
+        return self.get(claim.project_id, claim.job_id)
+
     def reconcile(self) -> Sequence[str]:
         """Free the jobs of workers that fell silent; return the queued jobs, oldest first, for whom to ring again."""
         expired = (JobRow.status.in_(HELD), JobRow.lease_until < db_now())
@@ -238,6 +264,15 @@ class Jobs:
         goal = first_allowed(job, "be lost", Status.QUEUED, Status.PAUSED, Status.CANCELLED)
         event = EventType.ATTEMPT_LOST if goal is Status.QUEUED else None
         move(session, job, goal, message, now=_now(session), event=event, outcome="lost")
+
+
+def _claim_of(job: JobRow | None, worker: str) -> Claim | None:
+    if job is None:
+        return None
+    return Claim(
+        job_id=job.id, project_id=job.project_id, epoch=job.epoch, worker=worker, halvings=job.halvings,
+        spec=JobSpec.model_validate(job.spec), inputs=JobInputs.model_validate(job.inputs),
+    )  # fmt: skip
 
 
 def _now(session: Session) -> float:

@@ -28,6 +28,9 @@ class JobInputs(Record):
     """The registered model that the spec named."""
     teacher_parameters: int | None = None
     """None for a model on the hub; for estimates from what other jobs took."""
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    """What a run needs at least, by the estimate; None for a model on the hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,8 @@ class Claim:
     spec: JobSpec
     inputs: JobInputs
     worker: str
+    halvings: int = 0
+    """How often the micro-batch is halved, because attempts before ran out of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,8 @@ from foundry.store.tables import AttemptRow, DatasetRow, EventRow, JobRow, Varia
 _ACTIVE = [status.value for status in Status if not status.is_terminal]
 _REST_S = 3600.0
 _BATCH = 200
-_HOLDERS: tuple[Any, ...] = (DatasetRow.sha256, ModelFileRow.sha256, VariantFileRow.sha256, UploadRow.sha256)
+HOLDERS: tuple[Any, ...] = (DatasetRow.sha256, ModelFileRow.sha256, VariantFileRow.sha256, UploadRow.sha256)
+"""Every column that names bytes of the store: what stands in one of them is never removed."""
 
 
 class Removal:
@@ -92,7 +93,7 @@ class Removal:
             digests = session.scalars(old).all()
         for sha256 in digests:
             with self._database.write() as session:
-                if not any(session.scalar(select(column).where(column == sha256).limit(1)) for column in _HOLDERS):
+                if not any(session.scalar(select(column).where(column == sha256).limit(1)) for column in HOLDERS):
                     self._artifacts.remove(sha256, older_than_s=_REST_S)
                 session.execute(delete(GarbageRow).where(GarbageRow.sha256 == sha256))
 

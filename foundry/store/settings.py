@@ -3,7 +3,7 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -25,6 +25,13 @@ class Settings(BaseSettings):
     """sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE; by default a SQLite file in `home`."""
     artifacts: Path = Field(default_factory=lambda fields: fields["home"] / "artifacts")
     """Content-addressed files of datasets and variants; by default `home`/artifacts."""
+    artifacts_url: str | None = None
+    """s3://BUCKET or s3://BUCKET/PREFIX, where datasets and variants are kept instead; credentials, region and endpoint
+    come from the AWS_* variables. The folder of the artifacts still takes uploads, and copies that are in use."""
+    artifact_cache_bytes: Annotated[int, Field(gt=0)] = 50_000_000_000
+    """How much of `artifacts_url` is kept on this machine; what was used last stays."""
+    downloads: Literal["proxied", "presigned"] = "proxied"
+    """Whether files of variants pass through the API, or are fetched from `artifacts_url` by a link of ten minutes."""
     work: Path = Field(default_factory=lambda fields: fields["home"] / "work")
     """One folder for each unfinished job; by default `home`/work. Workers that share it resume each other's jobs."""
     signing_key: Path = Field(default_factory=lambda fields: fields["home"] / "signing-key.pem")
@@ -42,6 +49,12 @@ class Settings(BaseSettings):
     """How often an idle worker without a broker looks for a queued job."""
     stop_grace_s: Seconds = 30.0
     """How long a run may take to write a checkpoint before it is killed."""
+    silence_s: Seconds = 3600.0
+    """How long a run may say nothing before it counts as hung: it is killed and tried again from its checkpoint."""
+    memory_bytes: Annotated[int, Field(gt=0)] | None = None
+    """What this worker has for a run: jobs whose estimate needs more are left to other workers. None takes any job."""
+    least_free_bytes: Annotated[int, Field(ge=0)] = 2**28
+    """Disk that stays free: below it no run starts and /readyz says `storage_full`."""
     run_command: Annotated[tuple[str, ...], NoDecode] = ()
     """What starts a run, with its workspace added at the end, as in a shell; by default the engine under this Python.
     The place for a wrapper that limits memory or enters a container."""
@@ -80,6 +93,12 @@ class Settings(BaseSettings):
                 f"lease_s ({self.lease_s:g}) must be at least three times heartbeat_s ({self.heartbeat_s:g}): "
                 "one late heartbeat must not cost a healthy run its job"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _links_need_a_bucket(self) -> Self:
+        if self.downloads == "presigned" and self.artifacts_url is None:
+            raise ValueError("downloads=presigned needs artifacts_url: a folder has no links to give")
         return self
 
     @field_validator("run_command", mode="before")

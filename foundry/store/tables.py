@@ -23,6 +23,8 @@ class ProjectRow(Row):
     name: Mapped[str] = mapped_column(unique=True)
     quota: Mapped[Any] = mapped_column(Json, default=dict)
     created_at: Mapped[float]
+    last_claim_at: Mapped[float | None]
+    """When a worker last took a job of the project: of projects with equally many runs the longest waiting is next."""
 
 
 class ApiKeyRow(Row):
@@ -90,6 +92,12 @@ class JobRow(Row):
     """How many times the job was claimed; 0 before the first."""
     fruitless_attempts: Mapped[int]
     """Attempts lost one after the other without a new checkpoint or a finished stage."""
+    halvings: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How often the micro-batch was halved because a run had ended out of memory."""
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Among the project's own jobs; the higher goes first."""
+    memory_bytes: Mapped[int | None]
+    """What the estimate says that a run needs at least; None where nobody knows."""
     worker: Mapped[str | None]
     lease_until: Mapped[float | None]
     last_seq: Mapped[int]

@@ -94,7 +94,8 @@ class _Loop:
         schedule = training.schedule
         self._schedule = schedule.shortened(int(progress.get("steps", schedule.steps)))
         fitting = micro_batch_rows([learner.model for learner in learners], schedule.sequence_tokens, context.device)
-        self._micro_rows = int(progress.get("micro_rows", min(fitting, schedule.batch_rows)))
+        most = max(1, min(fitting, schedule.batch_rows) // context.micro_batch_divisor)
+        self._micro_rows = min(most, int(progress.get("micro_rows", most)))
         self._log = Logbook([learner.name for learner in learners], progress)
         self._seconds: deque[float] = deque(maxlen=_SPEED_STEPS)
         self._started = time.monotonic() - progress.get("elapsed_s", 0.0)
