@@ -10,6 +10,7 @@ from foundry.store.aliases import Aliases
 from foundry.store.artifacts import ArtifactStore, LocalArtifacts
 from foundry.store.database import Database
 from foundry.store.datasets import Datasets
+from foundry.store.evaluations import Evaluations
 from foundry.store.forecasts import Forecasts
 from foundry.store.history import History
 from foundry.store.idempotency import Requests
@@ -38,6 +39,7 @@ class State:
     keys: Keys
     datasets: Datasets
     jobs: Jobs
+    evaluations: Evaluations
     history: History
     variants: Variants
     aliases: Aliases
@@ -67,6 +69,7 @@ def open_state(settings: Settings) -> State:
         keys=keys,
         datasets=Datasets(database, artifacts),
         jobs=Jobs(database, settings),
+        evaluations=Evaluations(database),
         history=History(database),
         variants=Variants(database, artifacts),
         aliases=Aliases(database),

@@ -11,12 +11,13 @@ from typing import Any
 from api.state import State, open_state
 from foundry.intake.documents import summarise
 from foundry.spec.estimate import estimate
+from foundry.spec.evaluation import Evaluation, EvaluationSpec
 from foundry.spec.family import families
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.resources import Dataset, Job, Variant
 from foundry.spec.variant import Artifact, Lineage, VariantManifest
-from foundry.store.records import JobInputs, NewVariant
+from foundry.store.records import EvaluationInputs, JobInputs, ModelPlace, NewVariant
 from foundry.store.settings import Settings
 from tests.checkpoints import LLAMA, write_checkpoint
 
@@ -85,6 +86,12 @@ class Serving:
         new = NewVariant(manifest=manifest, manifest_sha256=shipped.sha256, files=(*artifacts, shipped))
         self.memory.jobs.succeed(claim, [new])
         return self.memory.variants.list(self.project, job.id).data[0]
+
+    def evaluate(self, variant: Variant, **changes: Any) -> Evaluation:
+        """A queued evaluation of a variant."""
+        spec = EvaluationSpec.model_validate({"model": variant.id, "suite": "quick"} | changes)
+        inputs = EvaluationInputs(model=ModelPlace(id=variant.id, name=variant.id, files=variant.files))
+        return self.memory.evaluations.submit(self.project, spec, inputs)
 
     def _keep(self, name: str, content: bytes) -> Artifact:
         path = self.folder / "kept"
