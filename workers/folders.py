@@ -5,13 +5,24 @@ import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from foundry.engine.workspace import sync
+from foundry.engine.workspace import Inputs, Workspace, sync
+from foundry.spec.job import JobSpec
 from foundry.store.artifacts import storage_errors
 from foundry.store.datasets import Datasets
-from foundry.store.records import Claim
+from foundry.store.records import Claim, JobInputs
 
 
-def prepare(work: Path, claim: Claim) -> Path:
+def prepare(work: Path, claim: Claim, datasets: Datasets) -> Workspace:
+    """The workspace of a job's attempt, as `take_over` leaves it; raise `NotFound` for the data and `StorageFull`."""
+    assert isinstance(claim.spec, JobSpec) and isinstance(claim.inputs, JobInputs)
+    root = take_over(work, claim)
+    with storage_errors(work):
+        data = lay_data(root.parent, claim, claim.inputs.dataset_id, datasets)
+        inputs = Inputs(teacher=claim.inputs.teacher, data=str(data), data_sha256=claim.inputs.data_sha256)
+        return Workspace.create(root, claim.spec, inputs)
+
+
+def take_over(work: Path, claim: Claim) -> Path:
     """The folder of this attempt, with all that the attempt before left in it; not there when there was none.
 
     Renaming takes the paths away from a run of an older attempt that does not know yet that it is over: whatever it

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from foundry.engine.evaluate import alone
 from foundry.engine.export.signature import SigningKey
-from foundry.engine.workspace import Inputs, Workspace, read_json
+from foundry.engine.workspace import Workspace, read_json
 from foundry.errors import ArtifactDamaged, FoundryError
 from foundry.spec.evaluation import EvaluationResult, EvaluationSpec
 from foundry.spec.job import JobSpec, is_hub_id
@@ -30,14 +30,11 @@ class Product(NamedTuple):
 
 def prepare(work: Path, claim: Claim, datasets: Datasets, artifacts: ArtifactStore) -> Workspace:
     """The folder that the run is started in; raise `NotFound` for the data and `StorageFull`."""
-    root = folders.prepare(work, claim)
+    if isinstance(claim.inputs, JobInputs):
+        return folders.prepare(work, claim, datasets)
+    assert isinstance(claim.spec, EvaluationSpec)
+    root = folders.take_over(work, claim)
     with storage_errors(work):
-        if isinstance(claim.inputs, JobInputs):
-            assert isinstance(claim.spec, JobSpec)
-            data = folders.lay_data(root.parent, claim, claim.inputs.dataset_id, datasets)
-            inputs = Inputs(teacher=claim.inputs.teacher, data=str(data), data_sha256=claim.inputs.data_sha256)
-            return Workspace.create(root, claim.spec, inputs)
-        assert isinstance(claim.spec, EvaluationSpec)
         return Workspace(_evaluation(root, claim, claim.spec, claim.inputs, datasets, artifacts))
 
 
