@@ -17,6 +17,7 @@ from api.history import history
 from api.jobs import jobs
 from api.models import models
 from api.openapi import DESCRIPTION, complete
+from api.reports import reports
 from api.state import open_state
 from api.strict import refuse_unknown_query
 from api.targets import targets
@@ -56,7 +57,8 @@ def create_app(settings: Settings) -> APIFlask:
     rates.install(app, settings)
     app.before_request(refuse_unknown_query)
     for blueprint in (
-        uploads, datasets, models, targets, estimates, jobs, events, history, evaluations, variants, webhooks, access,
+        uploads, datasets, models, targets, estimates, jobs, events, history, reports, evaluations, variants, webhooks,
+        access,
     ):  # fmt: skip
         app.register_blueprint(blueprint, url_prefix="/v1")
     for blueprint in (health, metrics.metrics, docs):

@@ -14,6 +14,7 @@ from foundry.store.evaluations import Evaluations
 from foundry.store.forecasts import Forecasts
 from foundry.store.history import History
 from foundry.store.idempotency import Requests
+from foundry.store.job_files import JobFiles
 from foundry.store.jobs import Jobs
 from foundry.store.keys import Keys, read_or_make_secret
 from foundry.store.models import Models
@@ -40,6 +41,7 @@ class State:
     datasets: Datasets
     jobs: Jobs
     evaluations: Evaluations
+    job_files: JobFiles
     history: History
     variants: Variants
     aliases: Aliases
@@ -70,6 +72,7 @@ def open_state(settings: Settings) -> State:
         datasets=Datasets(database, artifacts),
         jobs=Jobs(database, settings),
         evaluations=Evaluations(database),
+        job_files=JobFiles(database, artifacts),
         history=History(database),
         variants=Variants(database, artifacts),
         aliases=Aliases(database),

@@ -31,6 +31,7 @@ from workers.courier import Courier
 from workers.ending import Ending, Fail, Lose, Pause, Publish, Release, ending_of
 from workers.process import RunProcess, run_environment
 from workers.relay import Relay
+from workers.reports import keep_report
 from workers.trades import Product
 
 RUN = (sys.executable, "-m", "foundry.engine.run")
@@ -70,6 +71,8 @@ class Supervisor:
             _log.info("claimed", worker=claim.worker)
             try:
                 ending = self._carry_out(claim, courier, relay)
+                root = self._settings.work / claim.job_id / str(claim.epoch)
+                keep_report(root, claim, ending, courier.orders, self._jobs, self._artifacts)
                 job = self._settle(claim, courier, ending)
             except LeaseLost as error:
                 _log.warning("nothing more is written", why=error.message)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from foundry.errors import LeaseLost
@@ -11,15 +11,17 @@ from foundry.spec.evaluation import Evaluation
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, JobEvent, RunEvent, Status, WorkKind
 from foundry.spec.resources import Attempt, Job, Page, Reason
+from foundry.spec.variant import Artifact
 from foundry.store import events as history
-from foundry.store.database import Database, db_now
+from foundry.store.database import Database, db_now, insert_if_absent
 from foundry.store.history import attempt_of
 from foundry.store.ids import new_id
 from foundry.store.job_records import evaluation_of, records_of
 from foundry.store.pages import page_of
+from foundry.store.project_tables import GarbageRow
 from foundry.store.records import Claim, Idempotency, JobInputs, NewVariant, Orders
 from foundry.store.settings import Settings
-from foundry.store.tables import AttemptRow, JobRow
+from foundry.store.tables import AttemptRow, JobFileRow, JobRow
 from foundry.store.transition import CLAIMABLE, HELD, first_allowed, move, take
 from foundry.store.variants import publish
 from foundry.store.work import Work, claim_of
@@ -127,6 +129,16 @@ class Jobs:
                 history.follow(session, job, event)
             history.append(session, job, said, _now(session))
             return _orders(job.status)
+
+    def keep_files(self, claim: Claim, folder: str, files: Sequence[Artifact]) -> None:
+        """Let these be all the files that the job has under `folder`; their bytes are in the artifact store."""
+        with self._database.write() as session:
+            _held(session, claim)
+            old = (JobFileRow.job_id == claim.job_id, JobFileRow.path.startswith(f"{folder}/", autoescape=True))
+            for sha256 in session.scalars(select(JobFileRow.sha256).where(*old)).all():
+                insert_if_absent(session, GarbageRow, sha256=sha256, since=db_now())
+            session.execute(delete(JobFileRow).where(*old))
+            session.add_all(JobFileRow(job_id=claim.job_id, path=f.path, bytes=f.bytes, sha256=f.sha256) for f in files)
 
     def succeed(self, claim: Claim, variants: Sequence[NewVariant] = (), result: Any = None) -> Job | Evaluation:
         """Publish the variants of a job, or keep the result of an evaluation, and end it: all at once or not at all."""
