@@ -1,6 +1,5 @@
 """An evaluation: one model measured in benchmarks or on a dataset, by itself and not inside of a job."""
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Self
 
@@ -104,9 +103,3 @@ class Evaluation(Resource):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
-
-
-def unfinished(result: EvaluationResult) -> Sequence[str]:
-    """The tasks that have no score, with the reason of each."""
-    tasks = result.benchmarks.tasks if result.benchmarks else ()
-    return [f"{task.task} is {task.status}: {task.note}" for task in tasks if task.status != "done"]
