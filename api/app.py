@@ -10,12 +10,14 @@ from api.bodies import sweep_abandoned
 from api.datasets import datasets
 from api.docs import docs
 from api.estimates import estimates
+from api.evaluations import evaluations
 from api.events import events
 from api.health import health
 from api.history import history
 from api.jobs import jobs
 from api.models import models
 from api.openapi import DESCRIPTION, complete
+from api.reports import reports
 from api.state import open_state
 from api.strict import refuse_unknown_query
 from api.targets import targets
@@ -55,7 +57,8 @@ def create_app(settings: Settings) -> APIFlask:
     rates.install(app, settings)
     app.before_request(refuse_unknown_query)
     for blueprint in (
-        uploads, datasets, models, targets, estimates, jobs, events, history, variants, webhooks, access,
+        uploads, datasets, models, targets, estimates, jobs, events, history, reports, evaluations, variants, webhooks,
+        access,
     ):  # fmt: skip
         app.register_blueprint(blueprint, url_prefix="/v1")
     for blueprint in (health, metrics.metrics, docs):

@@ -10,6 +10,7 @@ EXAMPLES: dict[str, Any] = {
         "distill": {"tokens": 20_000_000},
         "formats": ["safetensors", "gguf:q4_k_m"],
     },
+    "EvaluationSpec": {"model": "var_05rz3k8m1v7q2x9c4b6n0t5w", "suite": "quick", "limit": 100},
     "CloneBody": {"changes": {"distill": {"tokens": 40_000_000}, "seed": 1}},
     "UploadBody": {"name": "domain.jsonl", "purpose": "dataset", "bytes": 5_000_000_000},
     "ModelBody": {

@@ -13,6 +13,7 @@ from api.auth import OPEN_ENDPOINTS, scope_of
 from api.errors import MEDIA_TYPE, Problem
 from api.examples import EXAMPLES
 from foundry.spec.access import Scope
+from foundry.spec.report import JobReport
 
 EVENT_STREAM = "text/event-stream"
 DESCRIPTION = (
@@ -66,6 +67,13 @@ def text(description: str) -> dict[int, Any]:
 def document(kind: type[BaseModel], description: str) -> dict[int, Any]:
     """For `doc(responses=...)`: the answer is a stored document of this kind, sent as it is."""
     return {200: {"description": description, "content": {"application/json": {"schema": _inline(kind)}}}}
+
+
+def report_document() -> dict[int, Any]:
+    """For `doc(responses=...)`: a job's report in one of its forms; 304 and parts as of every stored file."""
+    content = {"application/json": {"schema": _inline(JobReport)}, "text/html": {"schema": _TEXT}}
+    whole = {"description": "The report", "content": content | {"text/markdown": {"schema": _TEXT}}}
+    return FILE | {200: {**whole, "headers": _FILE_HEADERS}}
 
 
 def complete(spec: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from foundry.store.aliases import Aliases
 from foundry.store.artifacts import ArtifactStore, open_artifacts
 from foundry.store.database import Database
 from foundry.store.datasets import Datasets
+from foundry.store.evaluations import Evaluations
 from foundry.store.forecasts import Forecasts
 from foundry.store.history import History
 from foundry.store.idempotency import Requests
+from foundry.store.job_files import JobFiles
 from foundry.store.jobs import Jobs
 from foundry.store.keys import Keys, read_or_make_secret
 from foundry.store.models import Models
@@ -38,6 +40,8 @@ class State:
     keys: Keys
     datasets: Datasets
     jobs: Jobs
+    evaluations: Evaluations
+    job_files: JobFiles
     history: History
     variants: Variants
     aliases: Aliases
@@ -67,6 +71,8 @@ def open_state(settings: Settings) -> State:
         keys=keys,
         datasets=Datasets(database, artifacts),
         jobs=Jobs(database, settings),
+        evaluations=Evaluations(database),
+        job_files=JobFiles(database, artifacts),
         history=History(database),
         variants=Variants(database, artifacts),
         aliases=Aliases(database),

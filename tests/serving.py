@@ -11,12 +11,14 @@ from typing import Any
 from api.state import State, open_state
 from foundry.intake.documents import summarise
 from foundry.spec.estimate import estimate
+from foundry.spec.evaluation import Evaluation, EvaluationSpec
 from foundry.spec.family import families
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.resources import Dataset, Job, Variant
 from foundry.spec.variant import Artifact, Lineage, VariantManifest
-from foundry.store.records import JobInputs, NewVariant
+from foundry.store.job_files import REPORTS
+from foundry.store.records import EvaluationInputs, JobInputs, ModelPlace, NewVariant
 from foundry.store.settings import Settings
 from tests.checkpoints import LLAMA, write_checkpoint
 
@@ -85,6 +87,19 @@ class Serving:
         new = NewVariant(manifest=manifest, manifest_sha256=shipped.sha256, files=(*artifacts, shipped))
         self.memory.jobs.succeed(claim, [new])
         return self.memory.variants.list(self.project, job.id).data[0]
+
+    def keep_report(self, job: Job, content: bytes = b"{}") -> None:
+        """A report of a queued job, the same in every form."""
+        claim = self.memory.jobs.claim("tester", job.id)
+        assert claim is not None
+        self.memory.jobs.keep_files(claim, "report", [self._keep(path, content) for path in REPORTS.values()])
+        self.memory.jobs.release(claim, "reported enough")
+
+    def evaluate(self, variant: Variant, **changes: Any) -> Evaluation:
+        """A queued evaluation of a variant."""
+        spec = EvaluationSpec.model_validate({"model": variant.id, "suite": "quick"} | changes)
+        inputs = EvaluationInputs(model=ModelPlace(id=variant.id, name=variant.id, files=variant.files))
+        return self.memory.evaluations.submit(self.project, spec, inputs)
 
     def _keep(self, name: str, content: bytes) -> Artifact:
         path = self.folder / "kept"

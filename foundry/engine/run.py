@@ -1,4 +1,4 @@
-"""The job's own process: `python -m foundry.engine.run WORKSPACE`.
+"""The process of a job or an evaluation: `python -m foundry.engine.run WORKSPACE`.
 
 It reads a workspace, speaks `RunEvent` as JSON lines on standard output, and tells its end by the exit status
 (`ExitCode`). SIGTERM, or the end of standard input, which means that the supervisor is gone, asks it to write a
@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from foundry.engine import pipeline
 from foundry.engine.context import RunContext, Stopped, allowed_by, choose_device, choose_dtype
 from foundry.engine.distill.memory import is_out_of_memory
+from foundry.engine.evaluate.alone import evaluate_alone, is_evaluation
 from foundry.engine.workspace import Workspace
 from foundry.errors import FoundryError, OutOfMemory, StorageFull, UserError
 from foundry.spec.lifecycle import EventType, ExitCode, RunEvent
@@ -46,17 +47,20 @@ def main(root: Path) -> int:
     device = choose_device()
     workspace = Workspace(root)
     try:
-        spec = workspace.spec
+        alone = is_evaluation(root)
         context = RunContext(
             emit=emit,
             should_stop=asked.is_set,
             device=device,
             dtype=choose_dtype(device),
-            seed=spec.seed,
-            micro_batch_divisor=workspace.inputs.micro_batch_divisor,
+            seed=0 if alone else workspace.spec.seed,
+            micro_batch_divisor=1 if alone else workspace.inputs.micro_batch_divisor,
             **allowed_by(os.environ),
         )
-        pipeline.run(spec, workspace, context)
+        if alone:
+            evaluate_alone(root, context)
+        else:
+            pipeline.run(workspace.spec, workspace, context)
     except Stopped:
         return ExitCode.STOPPED
     except BaseException as error:

@@ -19,6 +19,13 @@ from pydantic import Field
 from foundry.spec.record import Record
 
 
+class WorkKind(StrEnum):
+    """What a worker can be asked to do; all kinds live the same life in the same table."""
+
+    JOB = "job"
+    EVALUATION = "evaluation"
+
+
 class Status(StrEnum):
     """Where a job stands."""
 

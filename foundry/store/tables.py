@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from foundry.spec.lifecycle import Status
+from foundry.spec.lifecycle import Status, WorkKind
 from foundry.store import project_tables as project_tables  # so that Row.metadata is whole wherever this is imported
 from foundry.store.rows import Json
 from foundry.store.rows import Row as Row
@@ -65,7 +65,7 @@ class DatasetRow(Row):
 
 
 class JobRow(Row):
-    """A job as it stands. `transition.py` alone sets `status`; `epoch` fences every write of a run."""
+    """A job or an evaluation. `transition.py` alone sets `status`; `epoch` fences every write of a run."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -73,13 +73,14 @@ class JobRow(Row):
         CheckConstraint(
             "(lease_until IS NOT NULL) = (status IN ('running', 'pausing', 'cancelling'))", name="lease_while_held"
         ),
-        Index(None, "project_id", "id"),
-        Index(None, "project_id", "status", "id"),
+        Index(None, "project_id", "kind", "id"),
+        Index(None, "project_id", "kind", "status", "id"),
         Index(None, "status", "id"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    kind: Mapped[str] = mapped_column(default=WorkKind.JOB.value, server_default=WorkKind.JOB.value)
     name: Mapped[str]
     status: Mapped[str]
     reason_code: Mapped[str | None]
@@ -103,9 +104,22 @@ class JobRow(Row):
     last_seq: Mapped[int]
     parent_id: Mapped[str | None]
     """The job that this one repeats; no foreign key, for the parent may be deleted."""
+    result: Mapped[Any | None] = mapped_column(Json)
+    """What an evaluation has found so far; what comes of a job are variants."""
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
+
+
+class JobFileRow(Row):
+    """One file that a job left beside its variants, such as its report; the bytes are the artifact `sha256`."""
+
+    __tablename__ = "job_files"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    path: Mapped[str] = mapped_column(primary_key=True)
+    bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(index=True)
 
 
 class AttemptRow(Row):

@@ -48,7 +48,9 @@ def first_allowed(job: JobRow, wish: str, *goals: Status) -> Status:
     for goal in goals:
         if goal in TRANSITIONS[Status(job.status)]:
             return goal
-    raise IllegalTransition(f"job {job.id} is {job.status} and cannot {wish}; {_what_can_be_done(Status(job.status))}")
+    raise IllegalTransition(
+        f"{job.kind} {job.id} is {job.status} and cannot {wish}; {_what_can_be_done(Status(job.status))}"
+    )
 
 
 def user_goal(job: JobRow, verb: str) -> Status:
@@ -56,7 +58,7 @@ def user_goal(job: JobRow, verb: str) -> Status:
     status = Status(job.status)
     if _permits(status, verb):
         return first_allowed(job, verb, *USER_VERBS[verb])
-    raise IllegalTransition(f"job {job.id} is {status}: there is nothing to {verb}; {_what_can_be_done(status)}")
+    raise IllegalTransition(f"{job.kind} {job.id} is {status}: there is nothing to {verb}; {_what_can_be_done(status)}")
 
 
 def move(

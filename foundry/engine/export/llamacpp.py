@@ -48,6 +48,7 @@ _SIGNATURES = {
     "llama_set_n_threads": (None, [c_void_p, c_int32, c_int32]),
     "llama_get_memory": (c_void_p, [c_void_p]),
     "llama_memory_clear": (None, [c_void_p, c_bool]),
+    "llama_memory_seq_rm": (c_bool, [c_void_p, c_int32, c_int32, c_int32]),
     "llama_tokenize": (c_int32, [c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool]),
     "llama_batch_ext_init": (c_void_p, [c_void_p]),
     "llama_batch_ext_clear": (None, [c_void_p]),
@@ -113,6 +114,12 @@ class Llama:
         if count < 0:
             raise LlamaError(f"{text!r:.80} cannot be tokenised (status {count})")
         return ids[:count]
+
+    def forget_from(self, position: int) -> None:
+        """Keep what was fed before this position, so that other tokens can follow there."""
+        memory = self._library.llama_get_memory(self._context)
+        if not self._library.llama_memory_seq_rm(memory, 0, position, -1):
+            raise LlamaError(f"the cache cannot be cut at position {position}: {self._last_words()}")
 
     def logits(self, ids_T: Sequence[int], *, start: int = 0, all_positions: bool = False) -> Iterator[np.ndarray]:
         """Feed tokens from position `start`; yield the logits [V] at the last position, or at every one.
