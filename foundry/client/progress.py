@@ -84,7 +84,7 @@ class RunProgress:
 
     def _advance(self, data: Mapping[str, Any]) -> None:
         stage, step, steps = str(data.get("stage", "")), int(data.get("step", 0)), int(data.get("steps", 0))
-        said = f"{stage} {data.get('part') or ''}".rstrip()
+        said = " ".join(filter(None, (stage, data.get("part"))))
         if not self._live:
             self._print_now_and_then(said, step, steps, data)
             return

@@ -97,7 +97,7 @@ class Progress(Record):
     stage: StageName
     step: int
     steps: int
-    part: str = ""
+    part: str | None = None
     """What of the stage has these steps, where it has several such runs: a target, or the calibration before it."""
     loss: float | None = None
     held_out_loss: float | None = None

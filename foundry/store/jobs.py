@@ -209,7 +209,7 @@ class Jobs:
             self._lose(session, _held(session, claim), message, code)
         return self._standing(claim)
 
-    def starve(self, claim: Claim, message: str) -> Job:
+    def starve(self, claim: Claim, message: str) -> Job | Evaluation:
         """The run ran out of memory: once more with micro-batches of half the size, then fail. Costs no attempt."""
         with self._database.write() as session:
             job = _held(session, claim)

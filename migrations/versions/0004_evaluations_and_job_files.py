@@ -1,6 +1,6 @@
 """evaluations beside jobs, files that a job leaves beside its variants
 
-Revision 0004, after 0002.
+Revision 0004, after 0003.
 """
 
 import sqlalchemy as sa
