@@ -1,11 +1,13 @@
 """A real service in a folder: SQLite, keys, artifacts, a teacher; a job taken through the store as a worker would."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from api.state import State, open_state
@@ -77,11 +79,11 @@ class Serving:
         self.memory.jobs.append(claim, events)
         self.memory.jobs.release(claim, "said enough")
 
-    def publish(self, job: Job, files: dict[str, bytes]) -> Variant:
-        """Finish a queued job with one variant that has these files and a manifest."""
+    def publish(self, job: Job, files: dict[str, bytes], forms: Mapping[str, str] = MappingProxyType({})) -> Variant:
+        """Finish a queued job with one variant that has these files, of these formats, and a manifest."""
         claim = self.memory.jobs.claim("tester", job.id)
         assert claim is not None
-        artifacts = tuple(self._keep(name, content) for name, content in files.items())
+        artifacts = tuple(self._keep(name, content, forms.get(name)) for name, content in files.items())
         manifest = _manifest(job, artifacts)
         shipped = self._keep("manifest.json", manifest.model_dump_json().encode())
         new = NewVariant(manifest=manifest, manifest_sha256=shipped.sha256, files=(*artifacts, shipped))
@@ -101,11 +103,11 @@ class Serving:
         inputs = EvaluationInputs(model=ModelPlace(id=variant.id, name=variant.id, files=variant.files))
         return self.memory.evaluations.submit(self.project, spec, inputs)
 
-    def _keep(self, name: str, content: bytes) -> Artifact:
+    def _keep(self, name: str, content: bytes, form: str | None = None) -> Artifact:
         path = self.folder / "kept"
         path.write_bytes(content)
         self.memory.artifacts.put(path)
-        return Artifact(path=name, bytes=len(content), sha256=sha256(content).hexdigest())
+        return Artifact(path=name, bytes=len(content), sha256=sha256(content).hexdigest(), format=form)
 
 
 def _manifest(job: Job, files: tuple[Artifact, ...]) -> VariantManifest:

@@ -91,6 +91,8 @@ class Llama:
         parameters = self._library.llama_context_default_params()
         trained_for = self._library.llama_model_n_ctx_train(self._model)
         parameters.words[0] = min(trained_for, context_tokens)
+        self.usable_tokens: int = parameters.words[0]
+        """What may be fed; the library may round the size of its cache up."""
         context = self._library.llama_init_from_model(self._model, parameters)
         if not context:
             raise LlamaError(f"no context can be made: {self._last_words()}")

@@ -45,7 +45,7 @@ class GgufModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
             self._llama = Llama(str(path), threads=threads, context_tokens=most_tokens)
         except LlamaError as error:
             raise DamagedCheckpoint(f"llama.cpp does not open {path.name}: {error}", pointer="/format") from error
-        self.max_length = self._llama.context_tokens
+        self.max_length = self._llama.usable_tokens
 
     def __enter__(self) -> Self:
         return self
