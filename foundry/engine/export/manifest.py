@@ -18,6 +18,10 @@ NAME = "manifest.json"
 MEASURED = "measured.jsonl"
 """Where `foundry measure` notes what a variant does on one more machine; nobody vouches for it."""
 SAFETENSORS_FOLDER = "safetensors"
+ADAPTER_FOLDER = "adapter"
+"""As PEFT saves it; there only where the adapter is not in the weights."""
+ADAPTER_GGUF = f"{ADAPTER_FOLDER}/adapter.gguf"
+"""The same adapter for llama.cpp, to be used with any GGUF of the folder."""
 _ONNX_FOLDER = "onnx-"
 _WEIGHT_FILES = ("*.gguf", "*/*.safetensors", "*/*.onnx", "*/*.onnx.data")
 _RECORDED = (
@@ -56,7 +60,21 @@ def _format_of(path: Path) -> str | None:
         return "safetensors"
     if path.parts[0].startswith(_ONNX_FOLDER) and len(path.parts) > 1:
         return f"onnx:{path.parts[0].removeprefix(_ONNX_FOLDER)}"
-    return f"gguf:{path.stem.rpartition('-')[2]}" if path.suffix == ".gguf" else None
+    is_model = path.suffix == ".gguf" and len(path.parts) == 1  # adapters and importance matrices lie deeper
+    return f"gguf:{path.stem.rpartition('-')[2]}" if is_model else None
+
+
+def adapter_of(manifest: VariantManifest, container: str) -> str | None:
+    """What a runtime of this container adds to the weights: a file of the folder, or the folder for PEFT."""
+    found = {"gguf": ADAPTER_GGUF, "safetensors": f"{ADAPTER_FOLDER}/adapter_config.json"}.get(container)
+    if found is None or all(file.path != found for file in manifest.files):
+        return None
+    return found if container == "gguf" else ADAPTER_FOLDER
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def format_bytes(folder: Path, form: str) -> int | None:

@@ -59,7 +59,7 @@ def prepare(
     """A stage for one target per keyword, its student cut to so many ffn channels and otherwise the teacher."""
     targets = [{"name": name, "max_bytes": 100_000_000, "context_tokens": context_tokens} for name in ffn]
     given = {"teacher": str(teacher), "data": str(data), "targets": targets, "formats": formats, "distill": None}
-    spec = parse(JobSpec, given | {"evaluate": {"tokens": 512}})
+    spec = parse(JobSpec, given | {"evaluate": {"tokens": 512}, "export": {"activation_tokens": 512}})
     workspace = Workspace.create(root, spec, Inputs(teacher=str(teacher), data=str(data), data_sha256="d" * 64))
     checkpoint = open_checkpoint(teacher)
     for target, channels in ffn.items():
@@ -83,7 +83,7 @@ def prepare(
 
 @pytest.fixture(scope="module")
 def done(demo_teacher: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    """The demo's teacher, whole for one target and with fewer channels for another, exported with an adapter beside."""
+    """The demo's teacher, whole for one target and with fewer channels for another."""
     folder = tmp_path_factory.mktemp("job")
     teacher = folder / "teacher"
     shutil.copytree(demo_teacher, teacher)
@@ -91,9 +91,6 @@ def done(demo_teacher: Path, corpus_file: Path, tmp_path_factory: pytest.TempPat
     (teacher / "LICENSE").write_text("terms")
     formats = ["safetensors", "gguf:f16", "gguf:q4_k_m"]
     stage = prepare(folder / "workspace", teacher, corpus_file, formats, tablet=768, watch=512)
-    adapter = stage.workspace.stage("lora", "watch") / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text("{}")
     stage.run()
     return stage
 
@@ -127,17 +124,16 @@ def test_variant_opens_and_speaks_with_plain_transformers(done: Stage) -> None:
     assert model.generate(**ids, max_new_tokens=8, do_sample=False).shape[1] > ids["input_ids"].shape[1]
 
 
-def test_variant_says_where_it_comes_from_and_carries_terms_plan_and_adapter(done: Stage) -> None:
+def test_variant_says_where_it_comes_from_and_carries_terms_plan_and_importance_matrix(done: Stage) -> None:
     folder = done.variant("watch")
     manifest = check_folder(folder)
     paths = {artifact.path for artifact in manifest.files}
-    assert {"README.md", "LICENSE", "plan.json", "spec.json", "adapter/adapter_config.json", "watch-f16.gguf"} <= paths
+    assert {"README.md", "LICENSE", "plan.json", "spec.json", "quantisation/imatrix.gguf", "watch-f16.gguf"} <= paths
     assert manifest.lineage.teacher_sha256 == checkpoint_sha256(Path(done.workspace.inputs.teacher))
     assert manifest.lineage.data_sha256 == "d" * 64
     assert manifest.lineage.versions["xllamacpp"]
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "license: psf" in card and "| feed-forward width | 768 | 512 | 67% |" in card
-    assert not (done.variant("tablet") / "adapter").exists()
 
 
 def test_stage_names_its_variants_and_tells_its_progress(done: Stage) -> None:
@@ -246,7 +242,8 @@ def test_stage_takes_more_bits_where_four_cost_too_much_and_forgets_what_it_only
     Stage(stage.spec.model_copy(update={"export": strict}), stage.workspace, stage.events).run()
     manifest = check_folder(stage.variant("kiosk"))
     best = manifest.budget.format
-    assert best in ("gguf:q5_k_m", "gguf:q6_k") and manifest.failed_formats == {}
+    assert best in ("gguf:mixed", "gguf:q5_k_m", "gguf:q6_k") and manifest.failed_formats == {}
+    assert bool(manifest.mix) == (best == "gguf:mixed")
     rows = {row.model: row.runtime_loss_difference for row in manifest.metrics if row.runtime}
     assert set(rows) == {"gguf:q4_k_m", best} and abs(rows[best] or 0) < abs(rows["gguf:q4_k_m"] or 0)
     assert {artifact.format for artifact in manifest.files} == {None, "gguf:q4_k_m", best}
