@@ -104,6 +104,15 @@ def serve(
     format: Annotated[
         str | None, typer.Option(help="Which of its formats; by default the one its device runs.")
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            help="llamacpp (GGUF) or transformers (safetensors); by default transformers where there is a GPU."
+        ),
+    ] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter/--no-adapter", help="With the LoRA adapter that lies beside the weights, if any.")
+    ] = True,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="FOUNDRY_SERVE_KEY", help="Clients must send it; better given by the variable."),
@@ -125,14 +134,16 @@ def serve(
 
     with listen(host, port) as listener:
         port = listener.getsockname()[1]
-    offer = open_variant(folder, format, read_public_key(key) if key else None)
+    trusted = read_public_key(key) if key else None
+    offer = open_variant(folder, format, trusted, runtime=runtime, with_adapter=adapter)
     options = Options(
         host=host, port=port, api_key=api_key, context_tokens=context_tokens or offer.context_tokens,
         parallel=parallel, threads=threads or free_threads(),
     )  # fmt: skip
 
     def ready() -> None:
-        print(f"Serving {offer.name} ({offer.form}) at {url_of(host, port)}/v1", flush=True)
+        form = offer.form + (" with its adapter" if offer.adapter else "")
+        print(f"Serving {offer.name} ({form}) at {url_of(host, port)}/v1", flush=True)
 
     for line in service.cautions(offer, options):
         _say(line)

@@ -13,14 +13,16 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from foundry.engine.context import RunContext, Stopped
-from foundry.engine.export.manifest import check_folder
+from foundry.engine.export.manifest import adapter_of, check_folder
 from foundry.engine.export.stage import check_formats, export
-from foundry.engine.models import copy_tokenizer
+from foundry.engine.lora import attach, merge, save_adapter
+from foundry.engine.models import copy_tokenizer, load_model
 from foundry.engine.prune.slicer import Slicer
 from foundry.engine.tensors import write_sharded
 from foundry.engine.workspace import Inputs, Workspace, write_json
 from foundry.errors import ExportFailed
 from foundry.intake.checkpoint import checkpoint_sha256, open_checkpoint
+from foundry.serve.offer import open_variant
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.record import parse
@@ -248,3 +250,29 @@ def test_stage_takes_more_bits_where_four_cost_too_much_and_forgets_what_it_only
     assert set(rows) == {"gguf:q4_k_m", best} and abs(rows[best] or 0) < abs(rows["gguf:q4_k_m"] or 0)
     assert {artifact.format for artifact in manifest.files} == {None, "gguf:q4_k_m", best}
     assert any(f"the device runs {best}" in event.message for event in stage.said(EventType.LOG))
+
+
+def test_an_attached_adapter_ships_beside_the_weights_for_peft_and_llamacpp(tmp_path: Path) -> None:
+    teacher = save(tmp_path / "teacher", new_model().bfloat16())
+    data = write_texts(tmp_path / "text.jsonl", 100)
+    stage = prepare(tmp_path / "job", teacher, data, ["safetensors", "gguf:f16"], context_tokens=64, watch=32)
+    folder = stage.workspace.stage("lora", "watch")
+    base = stage.workspace.student("watch")
+    adapted = attach(load_model(base, dtype=torch.float32, device="cpu"), rank=4, alpha=8, dropout=0.0, seed=0)
+    for parameter in (p for n, p in adapted.named_parameters() if "lora_B" in n):
+        parameter.data.fill_(0.05)
+    save_adapter(adapted, folder / "adapter")
+    merge(base, folder / "adapter", folder / "model", torch.device("cpu"))
+    spec = parse(JobSpec, stage.spec.model_dump() | {"lora": {"rank": 4, "ship": "attached"}})
+    Stage(spec, stage.workspace, stage.events).run()
+    manifest = check_folder(stage.variant("watch"))
+    assert not manifest.failed_formats and adapter_of(manifest, "gguf") == "adapter/adapter.gguf"
+    assert adapter_of(manifest, "safetensors") == "adapter"
+    shipped = load_file(stage.variant("watch") / "safetensors" / "model.safetensors")
+    assert all(torch.equal(value, shipped[name]) for name, value in load_file(base / "model.safetensors").items())
+    rows = {row.model: row for row in manifest.metrics if row.runtime}
+    assert list(rows) == ["safetensors", "gguf:f16", "safetensors with adapter", "gguf:f16 with adapter"]
+    assert abs(rows["gguf:f16 with adapter"].runtime_loss_difference or 1) < 0.01
+    assert rows["gguf:f16 with adapter"].held_out_loss != pytest.approx(rows["gguf:f16"].held_out_loss, abs=0.01)
+    (served,) = [offer for offer in [open_variant(stage.variant("watch"))] if offer.adapter is not None]
+    assert served.adapter == stage.variant("watch") / "adapter" / "adapter.gguf"
