@@ -15,6 +15,7 @@ from foundry.store.history import History
 from foundry.store.idempotency import Requests
 from foundry.store.jobs import Jobs
 from foundry.store.keys import Keys, read_or_make_secret
+from foundry.store.measurements import Measurements
 from foundry.store.models import Models
 from foundry.store.projects import Members, Projects
 from foundry.store.removal import Removal
@@ -40,6 +41,7 @@ class State:
     jobs: Jobs
     history: History
     variants: Variants
+    measurements: Measurements
     aliases: Aliases
     uploads: Uploads
     models: Models
@@ -69,6 +71,7 @@ def open_state(settings: Settings) -> State:
         jobs=Jobs(database, settings),
         history=History(database),
         variants=Variants(database, artifacts),
+        measurements=Measurements(database),
         aliases=Aliases(database),
         uploads=Uploads(database, settings),
         models=Models(database, artifacts, settings),

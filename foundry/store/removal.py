@@ -19,7 +19,7 @@ from foundry.store.database import Database, db_now, insert_if_absent
 from foundry.store.models import find_model
 from foundry.store.project_tables import GarbageRow, ModelFileRow, UploadRow
 from foundry.store.settings import Settings
-from foundry.store.tables import AttemptRow, DatasetRow, EventRow, JobRow, VariantFileRow, VariantRow
+from foundry.store.tables import AttemptRow, DatasetRow, EventRow, JobRow, MeasurementRow, VariantFileRow, VariantRow
 
 _ACTIVE = [status.value for status in Status if not status.is_terminal]
 _REST_S = 3600.0
@@ -67,7 +67,8 @@ class Removal:
                 raise InUse(f"variant {variant_id} is what {', '.join(names)} points to; move or delete it")
             files = select(VariantFileRow.sha256).where(VariantFileRow.variant_id == variant_id)
             digests = session.scalars(files).all()
-            session.execute(delete(VariantFileRow).where(VariantFileRow.variant_id == variant_id))
+            for table in (VariantFileRow, MeasurementRow):
+                session.execute(delete(table).where(table.variant_id == variant_id))
             session.delete(row)
             self._let_go(session, digests)
 

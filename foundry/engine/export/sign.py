@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foundry.engine.export.card import licence_of, write_card
-from foundry.engine.export.manifest import ADAPTER_GGUF, NAME, artifacts_in, format_bytes, over_budget, versions
+from foundry.engine.export.manifest import ADAPTER_GGUF, NAME, artifacts_in, format_bytes, versions
 from foundry.engine.models import local_folder
 from foundry.engine.workspace import Workspace, read_json, write_json
 from foundry.intake.checkpoint import Checkpoint, checkpoint_sha256
 from foundry.spec.formats import Mix, parse_format, weight_bytes
 from foundry.spec.job import JobSpec
 from foundry.spec.record import parse
-from foundry.spec.target import Budget
+from foundry.spec.target import Budget, over_budget
 from foundry.spec.variant import Lineage, Metrics, PrunePlan, VariantManifest
 
 _TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
