@@ -15,6 +15,7 @@ from api.events import events
 from api.health import health
 from api.history import history
 from api.jobs import jobs
+from api.measurements import measurements
 from api.models import models
 from api.openapi import DESCRIPTION, complete
 from api.reports import reports
@@ -57,8 +58,8 @@ def create_app(settings: Settings) -> APIFlask:
     rates.install(app, settings)
     app.before_request(refuse_unknown_query)
     for blueprint in (
-        uploads, datasets, models, targets, estimates, jobs, events, history, reports, evaluations, variants, webhooks,
-        access,
+        uploads, datasets, models, targets, estimates, jobs, events, history, reports, evaluations, variants, measurements,
+        webhooks, access,
     ):  # fmt: skip
         app.register_blueprint(blueprint, url_prefix="/v1")
     for blueprint in (health, metrics.metrics, docs):

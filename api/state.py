@@ -17,6 +17,7 @@ from foundry.store.idempotency import Requests
 from foundry.store.job_files import JobFiles
 from foundry.store.jobs import Jobs
 from foundry.store.keys import Keys, read_or_make_secret
+from foundry.store.measurements import Measurements
 from foundry.store.models import Models
 from foundry.store.projects import Members, Projects
 from foundry.store.removal import Removal
@@ -44,6 +45,7 @@ class State:
     job_files: JobFiles
     history: History
     variants: Variants
+    measurements: Measurements
     aliases: Aliases
     uploads: Uploads
     models: Models
@@ -75,6 +77,7 @@ def open_state(settings: Settings) -> State:
         job_files=JobFiles(database, artifacts),
         history=History(database),
         variants=Variants(database, artifacts),
+        measurements=Measurements(database),
         aliases=Aliases(database),
         uploads=Uploads(database, settings),
         models=Models(database, artifacts, settings),

@@ -148,13 +148,16 @@ class Distill(Record):
 
 
 class Lora(Record):
-    """Fit a low-rank adapter to the student on the domain data; shipped attached and merged."""
+    """Fit a low-rank adapter to the student on the domain data."""
 
     rank: Count = 16
     alpha: Count = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     tokens: Count = 1_000_000
     learning_rate: Rate = 2e-4
+    ship: Literal["merged", "attached"] = "merged"
+    """merged: its sum with the student's weights, in every format. attached: the weights as they were, and the adapter
+    beside them for PEFT and llama.cpp, so that one file of weights serves several adapters."""
 
 
 class Evaluate(Record):
@@ -181,3 +184,6 @@ class Export(Record):
     """Greedy tokens that a file's own runtime must agree on with transformers (f16) before it counts."""
     quantisation_loss_nats: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
     """Where the device's GGUF of 4 bits costs more than this a token, 5 and then 6 bits are tried within the budget."""
+    activation_tokens: Annotated[int, Field(ge=0)] = 8_192
+    """Training text on which the inputs of every matrix are measured: files of 4 to 6 bits round most carefully what is
+    multiplied by large ones (llama.cpp's importance matrix). 0 leaves it out."""

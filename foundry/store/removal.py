@@ -25,6 +25,7 @@ from foundry.store.tables import (
     EventRow,
     JobFileRow,
     JobRow,
+    MeasurementRow,
     VariantFileRow,
     VariantRow,
 )
@@ -79,7 +80,8 @@ class Removal:
             self._require_unused(session, project_id, variant_id)
             files = select(VariantFileRow.sha256).where(VariantFileRow.variant_id == variant_id)
             digests = session.scalars(files).all()
-            session.execute(delete(VariantFileRow).where(VariantFileRow.variant_id == variant_id))
+            for table in (VariantFileRow, MeasurementRow):
+                session.execute(delete(table).where(table.variant_id == variant_id))
             session.delete(row)
             self._let_go(session, digests)
 

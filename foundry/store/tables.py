@@ -183,6 +183,24 @@ class VariantFileRow(Row):
     format: Mapped[str | None]
 
 
+class MeasurementRow(Row):
+    """What a variant did on a device."""
+
+    __tablename__ = "measurements"
+    __table_args__ = (Index(None, "variant_id", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    variant_id: Mapped[str] = mapped_column(ForeignKey("variants.id"))
+    device: Mapped[str | None]
+    target: Mapped[str]
+    context_tokens: Mapped[int]
+    metrics: Mapped[Any] = mapped_column(Json)
+    fits_budget: Mapped[bool | None]
+    over_budget: Mapped[Any] = mapped_column(Json)
+    created_at: Mapped[float]
+
+
 class IdempotencyRow(Row):
     """What one idempotency key made, written in the same transaction as the thing itself."""
 

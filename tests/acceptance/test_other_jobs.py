@@ -40,13 +40,13 @@ def test_cancel_frees_the_worker_for_the_next_job(foundry: Foundry, dataset_id: 
     assert not runs_under(folder)
 
 
-def test_optional_stages_ship_an_adapter_and_a_corrected_teacher_row(foundry: Foundry, dataset_id: str) -> None:
+def test_optional_stages_merge_an_adapter_and_a_corrected_teacher_row(foundry: Foundry, dataset_id: str) -> None:
     optional: dict[str, Any] = {"lora": {"rank": 4, "tokens": 2048}, "correct": {"tokens": 2048, "rank": 4}}
     changed = spec(dataset_id, targets=[WATCH], formats=["safetensors"], **optional)
     job = foundry.jobs.wait(foundry.jobs.create(changed).id, progress=False, timeout=900)
     manifest = manifests_of(foundry, job)["watch"]
     assert "lora" in {m.model for m in manifest.metrics}
-    assert any(f.path.startswith("adapter/") for f in manifest.files)
+    assert not any(f.path.startswith("adapter/") for f in manifest.files)  # it is in the weights
 
 
 def test_job_walks_through_celery_redis_and_postgresql(tmp_path: Path, postgres: Postgres, redis_server: Redis) -> None:

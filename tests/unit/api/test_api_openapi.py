@@ -19,6 +19,7 @@ from api.variants import AliasBody
 from api.webhooks import EndpointBody, EndpointChange
 from foundry.spec.access import Scope
 from foundry.spec.job import JobSpec
+from foundry.spec.measurement import NewMeasurement
 from foundry.spec.record import Record, parse
 
 
@@ -121,7 +122,7 @@ def test_the_page_for_people_names_every_path_and_loads_nothing(anonymous: Flask
 
 
 BODIES: tuple[type[Record], ...] = (
-    JobSpec, CloneBody, UploadBody, ModelBody, TargetBody, AliasBody, EndpointBody, EndpointChange, ProjectBody,
+    JobSpec, CloneBody, UploadBody, ModelBody, TargetBody, AliasBody, NewMeasurement, EndpointBody, EndpointChange, ProjectBody,
     QuotaBody, MemberBody, RoleBody, KeyBody, RotateBody,
 )  # fmt: skip
 
