@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -18,13 +19,21 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from foundry.engine import pipeline
-from foundry.engine.context import RunContext, Stopped, allowed_by, choose_device, choose_dtype
+from foundry.engine.context import (
+    RunContext,
+    Stopped,
+    allowed_by,
+    choose_device,
+    choose_dtype,
+    count_accelerators,
+)
 from foundry.engine.workspace import Workspace
 from foundry.errors import FoundryError, OutOfMemory, StorageFull, UserError
+from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, ExitCode, RunEvent
 
 
-def main(root: Path) -> int:
+def main(root: Path, work: Callable[[JobSpec, Workspace, RunContext], None] = pipeline.run) -> int:
     """Run the workspace to its end; return the exit status."""
     lines = _take_stdout()
     asked = threading.Event()
@@ -49,9 +58,10 @@ def main(root: Path) -> int:
             device=device,
             dtype=choose_dtype(device),
             seed=spec.seed,
+            accelerators=count_accelerators(device),
             **allowed_by(os.environ),
         )
-        pipeline.run(spec, workspace, context)
+        work(spec, workspace, context)
     except Stopped:
         return ExitCode.STOPPED
     except BaseException as error:

@@ -72,10 +72,19 @@ class Learner:
         self._best = self._copies() if keeps_best else {}
         self.model.train()
 
+    def hidden(self, batch: Batch) -> Tensor:
+        """What the head reads [B, S, H]."""
+        return trunk_hidden(self._trunk, batch.model_inputs(), self._dtype, batch.ids_BS.device)
+
+    @property
+    def state_bytes(self) -> int:
+        """What training will take in this process beside weights and activations: gradients and moments."""
+        return sum((1 + 2) * own(parameter).nbytes for parameter in self._trained.values())
+
     def accumulate(self, batch: Batch, lesson: Lesson) -> float:
         """Add the gradients of one micro-batch; return its loss, that of hidden states not counted."""
         with watching(self.model, self._watched) as states:
-            hidden_BSH = trunk_hidden(self._trunk, batch.model_inputs(), self._dtype, batch.ids_BS.device)
+            hidden_BSH = self.hidden(batch)
         scored = lesson.score(hidden_BSH.detach()[batch.targets_BS], self._head)
         gradient_BSH = torch.zeros_like(hidden_BSH)
         gradient_BSH[batch.targets_BS] = scored.hidden_TH.to(hidden_BSH.dtype)

@@ -69,8 +69,7 @@ class Ranks:
 
     def wait(self) -> None:
         """Until all processes are here."""
-        if self.mesh is not None:
-            dist.barrier()
+        self.averaged([0.0])
 
     def shard(self, model: PreTrainedModel) -> None:
         """Divide a whole model, layer by layer, onto this process's device; it must be on a CPU or there already.

@@ -96,11 +96,28 @@ class _Loop:
         self._saved = self.done
         schedule = training.schedule
         self._schedule = schedule.shortened(int(progress.get("steps", schedule.steps)))
-        fitting = micro_batch_rows([learner.model for learner in learners], schedule.sequence_tokens, context.device)
-        self._micro_rows = int(progress.get("micro_rows", min(fitting, schedule.batch_rows)))
+        self._micro_rows = self._fitting_rows(progress.get("micro_rows"))
         self._log = Logbook([learner.name for learner in learners], progress)
         self._seconds: deque[float] = deque(maxlen=_SPEED_STEPS)
         self._started = time.monotonic() - progress.get("elapsed_s", 0.0)
+
+    def _fitting_rows(self, saved: int | None) -> int:
+        """As many rows at a time as a run before took, else as many as fit; never more than a cap allows."""
+        workspace, stage, ranks = self._workspace, self._training.stage, self._ranks
+        fit = micro_batch_rows(self._learners, self._training.text, self._context.device)
+        rows = min(saved or workspace.micro_batch_rows(stage) or fit.rows, workspace.micro_batch_cap or fit.rows)
+        most = math.ceil(self._schedule.batch_rows / ranks.size)
+        rows = int(ranks.first_says(min(rows, most)))
+        if ranks.is_first:
+            workspace.note_micro_batch(stage, rows)
+        message = (
+            f"{stage}: {rows} of {most} sequences of a step at a time; one keeps {fit.row_bytes / 2**20:,.1f} MiB for "
+            f"its backward pass, and {fit.budget_bytes / 2**20:,.0f} MiB are there for that"
+        )
+        self._context.report(
+            EventType.LOG, message, stage=stage, micro_batch_rows=rows, batch_rows=self._schedule.batch_rows
+        )
+        return rows
 
     def run(self) -> None:
         while True:
@@ -167,6 +184,7 @@ class _Loop:
         if self._micro_rows == 1:
             raise self._too_little_memory() from error
         self._micro_rows = (self._micro_rows + 1) // 2
+        self._workspace.note_micro_batch(self._training.stage, self._micro_rows)
         if self._context.device.type == "cuda":
             torch.cuda.empty_cache()
         message = f"out of memory; going on with {self._micro_rows} sequences at a time"
