@@ -58,8 +58,8 @@ def create_app(settings: Settings) -> APIFlask:
     rates.install(app, settings)
     app.before_request(refuse_unknown_query)
     for blueprint in (
-        uploads, datasets, models, targets, estimates, jobs, events, history, reports, evaluations, variants, measurements,
-        webhooks, access,
+        uploads, datasets, models, targets, estimates, jobs, events, history, reports, evaluations, variants,
+        measurements, webhooks, access,
     ):  # fmt: skip
         app.register_blueprint(blueprint, url_prefix="/v1")
     for blueprint in (health, metrics.metrics, docs):

@@ -12,23 +12,32 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from transformers.utils.logging import disable_progress_bar
 
 from foundry.engine import pipeline
-from foundry.engine.context import RunContext, Stopped, allowed_by, choose_device, choose_dtype
+from foundry.engine.context import (
+    RunContext,
+    Stopped,
+    allowed_by,
+    choose_device,
+    choose_dtype,
+    count_accelerators,
+)
 from foundry.engine.distill.memory import is_out_of_memory
 from foundry.engine.evaluate.alone import evaluate_alone, is_evaluation
 from foundry.engine.workspace import Workspace
 from foundry.errors import FoundryError, OutOfMemory, StorageFull, UserError
+from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, ExitCode, RunEvent
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def main(root: Path) -> int:
+def main(root: Path, work: Callable[[JobSpec, Workspace, RunContext], None] = pipeline.run) -> int:
     """Run the workspace to its end; return the exit status."""
     lines = _take_stdout()
     asked = threading.Event()
@@ -55,12 +64,13 @@ def main(root: Path) -> int:
             dtype=choose_dtype(device),
             seed=0 if alone else workspace.spec.seed,
             micro_batch_divisor=1 if alone else workspace.inputs.micro_batch_divisor,
+            accelerators=count_accelerators(device),
             **allowed_by(os.environ),
         )
         if alone:
             evaluate_alone(root, context)
         else:
-            pipeline.run(workspace.spec, workspace, context)
+            work(workspace.spec, workspace, context)
     except Stopped:
         return ExitCode.STOPPED
     except BaseException as error:
