@@ -10,7 +10,7 @@ from foundry.errors import OperatorError
 from foundry.spec.resources import Resource
 
 health = APIBlueprint("health", __name__)
-_LEAST_FREE_BYTES = 2**28
+LEAST_FREE_BYTES = 2**28
 """Below this an upload or a variant would soon fail half-way."""
 
 
@@ -59,4 +59,4 @@ def _disk(memory: State) -> str:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         return f"the folder of the artifacts cannot be used: {error.strerror}"
-    return "ok" if free >= _LEAST_FREE_BYTES else f"storage_full: {free:,} bytes free"
+    return "ok" if free >= LEAST_FREE_BYTES else f"storage_full: {free:,} bytes free"
