@@ -64,6 +64,7 @@ def create_app(settings: Settings) -> APIFlask:
     for blueprint in (health, metrics.metrics, docs):
         app.register_blueprint(blueprint)
     auth.require_marks(app)
-    app.wsgi_app = beside(app, create_console(app.extensions["foundry"]))  # type: ignore[method-assign,assignment]
+    app.extensions["foundry.console"] = console = create_console(app.extensions["foundry"])
+    app.wsgi_app = beside(app, console)  # type: ignore[method-assign,assignment]
     sweep_abandoned(settings)
     return app

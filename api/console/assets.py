@@ -27,7 +27,7 @@ class _Asset(NamedTuple):
 
 @assets.get("/static/<version>/<path:name>")
 def send(version: str, name: str) -> Response:
-    """One file. Its address carries a digest over all of them: browsers keep it, and scripts find each other by name."""
+    """One file. Its address has a digest over all of them: browsers keep it, and scripts find each other by name."""
     found = _all().get(name)
     if found is None:
         raise NotFound(f"there is no file {name!r:.200}")

@@ -64,8 +64,8 @@ def page(values: MultiDict[str, str], parent: str = "", seen: Outlook | None = N
     memory, project = state(), project_id()
     scopes = caller().scopes
     return render_template(
-        "new_job.html", values=values, parent=parent, seen=seen, formats=FORMATS, suites=[("", "none"), *((name, name) for name in sorted(suites()))],
-        stages=_stage_defaults(), targets=known_targets(),
+        "new_job.html", values=values, parent=parent, seen=seen, formats=FORMATS, stages=_stage_defaults(),
+        suites=[("", "none"), *((name, name) for name in sorted(suites()))], targets=known_targets(),
         datasets=memory.datasets.list(project, _CHOICES).data if Scope.DATASETS_READ in scopes else (),
         models=memory.models.list(project, _CHOICES).data if Scope.MODELS_READ in scopes else (),
         roots=memory.settings.teacher_roots, hub_allowed=memory.settings.hub_allowed,

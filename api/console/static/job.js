@@ -27,7 +27,11 @@ function progressed(data) {
   bar.max = data.steps;
   bar.value = data.step;
   box.querySelector("[data-figure=step]").replaceChildren(`${say(data.step)} `, Object.assign(document.createElement("small"), { textContent: `of ${say(data.steps)}` }));
-  for (const [name, words] of Object.entries(WORDS)) box.querySelector(`[data-figure=${name}]`).textContent = words(data[name]);
+  for (const [name, words] of Object.entries(WORDS)) {
+    const figure = box.querySelector(`[data-figure=${name}]`);
+    figure.textContent = words(data[name]);
+    figure.parentElement.hidden = data[name] == null;
+  }
 }
 
 function listed(event) {
