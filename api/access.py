@@ -27,6 +27,7 @@ from foundry.spec.access import (
     Usage,
 )
 from foundry.spec.resources import Page
+from foundry.store.records import Idempotency
 
 access = APIBlueprint("access", __name__)
 Label = Annotated[str, Field(min_length=1, max_length=200)]
@@ -151,9 +152,13 @@ def set_quota(project: str, json_data: QuotaBody) -> Project:
 @access.doc(responses=[400, 409, 415])
 def create_member(json_data: MemberBody, headers_data: CreateHeaders) -> Member:
     """Add a member; keys of theirs are made with `member_id`."""
-    require_within(ROLE_SCOPES[json_data.role], f"the role {json_data.role}")
-    once = idempotency(headers_data, json_data.model_dump_json())
-    return state().members.create(project_id(), json_data.name, json_data.role, once)
+    return add_member(json_data, idempotency(headers_data, json_data.model_dump_json()))
+
+
+def add_member(body: MemberBody, once: Idempotency | None) -> Member:
+    """A member of the caller's project; raise `Forbidden` for a role that reaches further than the caller."""
+    require_within(ROLE_SCOPES[body.role], f"the role {body.role}")
+    return state().members.create(project_id(), body.name, body.role, once)
 
 
 @access.get("/members")
@@ -180,8 +185,13 @@ def get_member(member_id: str) -> Member:
 @access.doc(responses=[400, 415])
 def set_role(member_id: str, json_data: RoleBody) -> Member:
     """Give a member another role; their keys follow from the next request on."""
-    require_within(ROLE_SCOPES[json_data.role], f"the role {json_data.role}")
-    return state().members.set_role(project_id(), member_id, json_data.role)
+    return give_role(member_id, json_data)
+
+
+def give_role(member_id: str, body: RoleBody) -> Member:
+    """Another role for a member; raise `Forbidden` for one that reaches further than the caller."""
+    require_within(ROLE_SCOPES[body.role], f"the role {body.role}")
+    return state().members.set_role(project_id(), member_id, body.role)
 
 
 @access.delete("/members/<member_id>")
@@ -201,11 +211,15 @@ def remove_member(member_id: str) -> str:
 @access.doc(responses=[400, 415])
 def create_key(json_data: KeyBody, headers_data: CreateHeaders) -> IssuedKey:
     """Make a key; the answer carries it, this once."""
-    scopes = json_data.scopes or tuple(scope for scope in caller().scopes if scope is not Scope.INSTALLATION)
+    return issue_key(json_data, idempotency(headers_data, json_data.model_dump_json()))
+
+
+def issue_key(body: KeyBody, once: Idempotency | None) -> IssuedKey:
+    """A new key of the caller's project; raise `Forbidden` for scopes that the caller does not have."""
+    scopes = body.scopes or tuple(scope for scope in caller().scopes if scope is not Scope.INSTALLATION)
     require_within(scopes, "the new key")
-    once = idempotency(headers_data, json_data.model_dump_json())
     key, plaintext = state().keys.create(
-        project_id(), json_data.name, scopes, member_id=json_data.member_id, lives_s=json_data.lives_s, idempotency=once
+        project_id(), body.name, scopes, member_id=body.member_id, lives_s=body.lives_s, idempotency=once
     )
     return IssuedKey(**key.model_dump(), key=plaintext or None)
 
@@ -235,9 +249,13 @@ def get_key(key_id: str) -> ApiKey:
 @access.doc(responses=[400, 409, 415])
 def rotate_key(key_id: str, json_data: RotateBody, headers_data: CreateHeaders) -> IssuedKey:
     """Make a key that may do the same, and let the old one end after a grace."""
+    return renew_key(key_id, json_data, idempotency(headers_data, json_data.model_dump_json()))
+
+
+def renew_key(key_id: str, body: RotateBody, once: Idempotency | None) -> IssuedKey:
+    """A key that may do the same; raise `Forbidden` when the old one reaches further than the caller."""
     require_within(state().keys.get(project_id(), key_id).scopes, "the new key")
-    once = idempotency(headers_data, json_data.model_dump_json())
-    return state().keys.rotate(project_id(), key_id, json_data.grace_s, once)
+    return state().keys.rotate(project_id(), key_id, body.grace_s, once)
 
 
 @access.delete("/api_keys/<key_id>")

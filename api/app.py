@@ -4,9 +4,11 @@ from importlib.metadata import version
 
 from apiflask import APIFlask
 
-from api import auth, errors, metrics, rates, trace
+from api import auth, errors, metrics, rates, sessions, trace
 from api.access import access
 from api.bodies import sweep_abandoned
+from api.console.app import create_console
+from api.console.beside import beside
 from api.datasets import datasets
 from api.docs import docs
 from api.estimates import estimates
@@ -53,6 +55,7 @@ def create_app(settings: Settings) -> APIFlask:
     app.extensions["foundry"] = open_state(settings)
     trace.install(app)
     errors.install(app)
+    sessions.install(app, settings)
     metrics.install(app)
     auth.install(app)
     rates.install(app, settings)
@@ -65,5 +68,7 @@ def create_app(settings: Settings) -> APIFlask:
     for blueprint in (health, metrics.metrics, docs):
         app.register_blueprint(blueprint)
     auth.require_marks(app)
+    app.extensions["foundry.console"] = console = create_console(app.extensions["foundry"])
+    app.wsgi_app = beside(app, console)  # type: ignore[method-assign,assignment]
     sweep_abandoned(settings)
     return app

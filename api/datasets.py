@@ -1,5 +1,6 @@
 """/v1/datasets: data, uploaded once and used in many jobs."""
 
+from pathlib import Path
 from typing import Annotated
 
 from apiflask import APIBlueprint
@@ -47,9 +48,14 @@ def create(query_data: NewDataset, headers_data: CreateHeaders) -> Dataset:
     Every document is checked before anything is kept; the answer names the line that is wrong.
     """
     with received_body(state().settings, query_data.name) as file:
-        summary = summarise(file)
-        once = idempotency(headers_data, query_data.name, summary.sha256)
-        return state().datasets.create(project_id(), query_data.name, file, summary, once, inspect(file))
+        return keep(file, query_data.name, headers_data)
+
+
+def keep(file: Path, name: str, headers: CreateHeaders) -> Dataset:
+    """Read every document of a staged file and make a dataset of it; raise `InvalidData` with the line at fault."""
+    summary = summarise(file)
+    once = idempotency(headers, name, summary.sha256)
+    return state().datasets.create(project_id(), name, file, summary, once, inspect(file))
 
 
 @datasets.get("/datasets")
@@ -83,9 +89,14 @@ def get_report(dataset_id: str) -> DatasetReport:
 @datasets.output(Page[DatasetRow])
 def get_preview(dataset_id: str, query_data: PreviewQuery) -> Page[DatasetRow]:
     """Documents in their order, as a job would read them."""
+    return rows_of(dataset_id, query_data)
+
+
+def rows_of(dataset_id: str, query: PreviewQuery) -> Page[DatasetRow]:
+    """Some documents of a dataset of the caller's project."""
     dataset = state().datasets.get(project_id(), dataset_id)
     file = state().datasets.file(project_id(), dataset_id)
-    rows = preview(file, query_data.after, query_data.limit, query_data.characters)
+    rows = preview(file, query.after, query.limit, query.characters)
     has_more = bool(rows) and rows[-1].number < dataset.documents
     return Page(data=tuple(rows), has_more=has_more, next=str(rows[-1].number) if has_more else None)
 

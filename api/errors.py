@@ -85,7 +85,7 @@ def install(app: Flask) -> None:
 
 
 def _foundry_error(error: FoundryError) -> Response:
-    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
+    status = status_of(error)
     if status is None:
         return _unexpected(error)
     more: dict[str, Any] = {}
@@ -104,6 +104,11 @@ def _foundry_error(error: FoundryError) -> Response:
         _log.error("unavailable", error=error.message)
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response
+
+
+def status_of(error: FoundryError) -> HTTPStatus | None:
+    """What an error is answered with; None for one that is the service's own fault."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
 
 
 def _http_error(error: HTTPException) -> Response:

@@ -46,7 +46,7 @@ def create(json_data: JobSpec, headers_data: CreateHeaders) -> Job:
 
     Refused with 422 before anything is written when teacher, data or a target's budget cannot work.
     """
-    return _submit(json_data, idempotency(headers_data, json_data.model_dump_json()))
+    return submit(json_data, idempotency(headers_data, json_data.model_dump_json()))
 
 
 @jobs.get("/customization/jobs")
@@ -100,9 +100,7 @@ def pause(job_id: str) -> Job:
 @jobs.doc(responses=[409])
 def resume(job_id: str) -> Job:
     """Queue a paused job again; it goes on at its last checkpoint."""
-    job = state().jobs.resume(project_id(), job_id)
-    ring(state().settings.broker_url, job.id)
-    return job
+    return queue_again(job_id)
 
 
 @jobs.post("/customization/jobs/<job_id>/retry")
@@ -112,15 +110,7 @@ def resume(job_id: str) -> Job:
 @jobs.doc(responses=[409])
 def retry(job_id: str, headers_data: CreateHeaders) -> Job:
     """Submit a failed or cancelled job anew: a job of its own, with the same spec, whose `parent_id` is this one."""
-    once = idempotency(headers_data)
-    if made := state().requests.made(project_id(), once):
-        return state().jobs.get(project_id(), made)
-    job = state().jobs.get(project_id(), job_id)
-    if job.status not in (Status.FAILED, Status.CANCELLED):
-        raise IllegalTransition(
-            f"job {job_id} is {job.status}: only a failed or cancelled job is retried; clone it to run it once more"
-        )
-    return _submit(job.spec, once, parent_id=job_id)
+    return submit_again(job_id, idempotency(headers_data))
 
 
 @jobs.post("/customization/jobs/<job_id>/clone")
@@ -135,11 +125,30 @@ def clone(job_id: str, json_data: CloneBody, headers_data: CreateHeaders) -> Job
     if made := state().requests.made(project_id(), once):
         return state().jobs.get(project_id(), made)
     before = state().jobs.get(project_id(), job_id).spec.model_dump(mode="json")
-    spec = parse(JobSpec, _merged(before, json_data.changes), prefix="/changes")
-    return _submit(spec, once, parent_id=job_id)
+    spec = parse(JobSpec, patched(before, json_data.changes), prefix="/changes")
+    return submit(spec, once, parent_id=job_id)
 
 
-def _submit(given: JobSpec, once: Idempotency | None, parent_id: str | None = None) -> Job:
+def queue_again(job_id: str) -> Job:
+    """Resume a paused job of the caller's project and tell the workers."""
+    job = state().jobs.resume(project_id(), job_id)
+    ring(state().settings.broker_url, job.id)
+    return job
+
+
+def submit_again(job_id: str, once: Idempotency | None) -> Job:
+    """A job with the spec of a failed or cancelled one; raise `IllegalTransition` for a job in another status."""
+    if made := state().requests.made(project_id(), once):
+        return state().jobs.get(project_id(), made)
+    job = state().jobs.get(project_id(), job_id)
+    if job.status not in (Status.FAILED, Status.CANCELLED):
+        raise IllegalTransition(
+            f"job {job_id} is {job.status}: only a failed or cancelled job is retried; clone it to run it once more"
+        )
+    return submit(job.spec, once, parent_id=job_id)
+
+
+def submit(given: JobSpec, once: Idempotency | None, parent_id: str | None = None) -> Job:
     """A repeated request gets its job, whatever has become of teacher and data since: that is looked up first."""
     project, memory = project_id(), state()
     if made := memory.requests.made(project, once):
@@ -151,7 +160,7 @@ def _submit(given: JobSpec, once: Idempotency | None, parent_id: str | None = No
     return job
 
 
-def _merged(document: dict[str, object], changes: dict[str, object]) -> dict[str, object]:
+def patched(document: dict[str, object], changes: dict[str, object]) -> dict[str, object]:
     """JSON Merge Patch, RFC 7396."""
     merged = dict(document)
     for name, value in changes.items():
@@ -159,7 +168,7 @@ def _merged(document: dict[str, object], changes: dict[str, object]) -> dict[str
         if value is None:
             merged.pop(name, None)
         elif isinstance(value, dict):
-            merged[name] = _merged(before if isinstance(before, dict) else {}, value)
+            merged[name] = patched(before if isinstance(before, dict) else {}, value)
         else:
             merged[name] = value
     return merged

@@ -18,6 +18,7 @@ from foundry.spec.access import Scope
 from foundry.spec.library import Model, Upload
 from foundry.spec.resources import Page
 from foundry.store.ids import new_id
+from foundry.store.records import Idempotency
 
 models = APIBlueprint("models", __name__)
 FileName = Annotated[
@@ -69,18 +70,22 @@ class ModelBody(Body):
 @models.doc(responses=[400, 409, 415, 507])
 def create(json_data: ModelBody, headers_data: CreateHeaders) -> Model:
     """Register a teacher. A folder or an upload is opened and checked, down to the place of every tensor."""
-    once = idempotency(headers_data, json_data.model_dump_json())
+    return register(json_data, idempotency(headers_data, json_data.model_dump_json()))
+
+
+def register(wanted: ModelBody, once: Idempotency | None) -> Model:
+    """Open and check what is to be registered, and register it; the same request gets the same model."""
     if made := state().requests.made(project_id(), once):
         return state().models.get(project_id(), made)
-    source, settings = json_data.source, state().settings
-    register = state().models.register
+    source, settings = wanted.source, state().settings
+    write = state().models.register
     if isinstance(source, HubSource):
         require_hub(settings)
-        return register(project_id(), json_data.name, "hub", f"{source.repository}@{source.revision}", None, once)
+        return write(project_id(), wanted.name, "hub", f"{source.repository}@{source.revision}", None, once)
     if isinstance(source, FolderSource):
         checkpoint = open_teacher(source.path, settings)
         check_tokenizer(checkpoint.folder)
-        return register(project_id(), json_data.name, "folder", str(checkpoint.folder), checkpoint, once)
+        return write(project_id(), wanted.name, "folder", str(checkpoint.folder), checkpoint, once)
     files = {name: _uploaded(name, upload_id) for name, upload_id in source.files.items()}
     model_id = new_id("mdl")
     folder = state().models.lay_out(model_id, files)
@@ -88,9 +93,7 @@ def create(json_data: ModelBody, headers_data: CreateHeaders) -> Model:
         checkpoint = open_checkpoint(folder)
         check_tokenizer(folder)
         names = ", ".join(sorted(files))
-        model = register(
-            project_id(), json_data.name, "upload", names, checkpoint, once, model_id=model_id, files=files
-        )
+        model = write(project_id(), wanted.name, "upload", names, checkpoint, once, model_id=model_id, files=files)
     except BaseException:
         state().models.drop(model_id)
         raise

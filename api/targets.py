@@ -51,8 +51,7 @@ class TargetBody(Body):
 @targets.output(Page[Target])
 def list_targets(query_data: PageQuery) -> Page[Target]:
     """The devices that `targets` of a job may name: the project's own, then those of the service."""
-    known = state().targets.all(project_id()) + [_target(profile) for profile in device_profiles().values()]
-    return page_of(known, query_data, lambda target: target.name)
+    return page_of(known_targets(), query_data, lambda target: target.name)
 
 
 @targets.get("/targets/<name>")
@@ -71,8 +70,7 @@ def get_target(name: str) -> Target:
 @targets.doc(responses=[400, 409, 415])
 def put_target(name: str, json_data: TargetBody) -> Target:
     """Describe a device of the project's own, or describe it anew; jobs submitted before keep what it was."""
-    fields = json_data.model_dump(exclude={"description"}, exclude_none=True)
-    return state().targets.put(project_id(), parse(CustomTarget, {"name": name, **fields}), json_data.description)
+    return describe_target(name, json_data)
 
 
 @targets.delete("/targets/<name>")
@@ -92,6 +90,17 @@ def list_formats(query_data: PageQuery) -> Page[FormatName]:
     """The formats that `formats` of a job may name."""
     known = [FormatName(name=name, **parse_format(name).model_dump()) for name in FORMATS]
     return page_of(known, query_data, lambda form: form.name)
+
+
+def known_targets() -> list[Target]:
+    """The project's own devices, then those of the service."""
+    return state().targets.all(project_id()) + [_target(profile) for profile in device_profiles().values()]
+
+
+def describe_target(name: str, body: TargetBody) -> Target:
+    """Keep a device of the project's own; raise `InvalidSpec` for one that cannot be."""
+    fields = body.model_dump(exclude={"description"}, exclude_none=True)
+    return state().targets.put(project_id(), parse(CustomTarget, {"name": name, **fields}), body.description)
 
 
 def _target(profile: DeviceProfile) -> Target:

@@ -120,10 +120,15 @@ def get_alias(alias: str) -> Alias:
 @variants.doc(responses=[400, 415])
 def put_alias(alias: str, json_data: AliasBody) -> Alias:
     """Let a name point to a variant from now on."""
+    return point_alias(alias, json_data)
+
+
+def point_alias(alias: str, body: AliasBody) -> Alias:
+    """Move a name of the caller's project, or make it; raise `InvalidSpec` for what is no name."""
     if not re.fullmatch(_ALIAS, alias):
         detail = "an alias has 1 to 64 of a-z, 0-9, dot, dash and underscore, and begins with a letter or digit"
         raise InvalidSpec([FieldProblem(pointer="/path/alias", code="string_pattern_mismatch", detail=detail)])
-    return state().aliases.put(project_id(), alias, json_data.variant_id)
+    return state().aliases.put(project_id(), alias, body.variant_id)
 
 
 @variants.delete("/aliases/<alias>")

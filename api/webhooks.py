@@ -14,6 +14,7 @@ from foundry.intake.addresses import require_public
 from foundry.spec.access import Scope
 from foundry.spec.resources import Page
 from foundry.spec.webhooks import HookedEvents, IssuedEndpoint, WebhookDelivery, WebhookEndpoint
+from foundry.store.records import Idempotency
 
 webhooks = APIBlueprint("webhooks", __name__)
 Url = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -43,9 +44,13 @@ class EndpointChange(Body):
 @webhooks.doc(responses=[400, 415])
 def create(json_data: EndpointBody, headers_data: CreateHeaders) -> IssuedEndpoint:
     """Register an address; the answer carries its signing secret, this once."""
-    require_public(json_data.url, private=state().settings.webhooks_private)
-    once = idempotency(headers_data, json_data.model_dump_json())
-    return state().webhooks.create(project_id(), json_data.url, json_data.events, once)
+    return register(json_data, idempotency(headers_data, json_data.model_dump_json()))
+
+
+def register(body: EndpointBody, once: Idempotency | None) -> IssuedEndpoint:
+    """Judge an address and keep it; raise `UnsafeAddress`."""
+    require_public(body.url, private=state().settings.webhooks_private)
+    return state().webhooks.create(project_id(), body.url, body.events, once)
 
 
 @webhooks.get("/webhook_endpoints")

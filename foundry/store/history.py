@@ -35,6 +35,17 @@ class History:
         levels = _LEVELS[_LEVELS.index(level) :]
         return self._events(project_id, job_id, types, limit, after, record_of, levels)
 
+    def latest(self, project_id: str, job_id: str, limit: int) -> tuple[int, Sequence[JobEvent]]:
+        """The number of the last event of any kind, and the newest that say something in words, oldest first."""
+        in_words = EventRow.type.not_in([kind.value for kind in _NOT_IN_LOGS])
+        query = select(EventRow).where(EventRow.job_id == job_id, in_words, EventRow.level != "debug")
+        with self._database.read() as session:
+            job = session.get(JobRow, job_id)
+            self._require(job, project_id, job_id)
+            assert job is not None
+            rows = session.scalars(query.order_by(EventRow.seq.desc()).limit(limit)).all()
+            return job.last_seq, [record_of(row) for row in reversed(rows)]
+
     def metrics(self, project_id: str, job_id: str, limit: int = 20, after: int = 0) -> Page[JobMetrics]:
         """The numbers of every progress and metrics event."""
         return self._events(project_id, job_id, _FIGURES, limit, after, _metrics)

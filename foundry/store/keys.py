@@ -90,9 +90,17 @@ class Keys:
             "`foundry up` prints where the first key of an installation is kept"
         )
 
+    def recall(self, key_id: str) -> ApiKey:
+        """The record of a key that was authenticated before; raise `Unauthorized` when it has ended since."""
+        with self._database.read() as session:
+            row = session.get(ApiKeyRow, key_id)
+            now = session.scalars(select(db_now())).one()
+            if row is not None and not _is_ended(row, now):
+                return _record(row, _role(session, row.project_id, row.member_id))
+        raise Unauthorized("the API key of this session has expired or was revoked; sign in with another")
+
     def _opens(self, row: ApiKeyRow, plaintext: str, *, now: float) -> bool:
-        is_ended = row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now)
-        return hmac.compare_digest(row.digest, self._digest(plaintext)) and not is_ended
+        return hmac.compare_digest(row.digest, self._digest(plaintext)) and not _is_ended(row, now)
 
     def _note_use(self, key_id: str) -> None:
         with self._database.write() as session:
@@ -120,7 +128,7 @@ class Keys:
                 session, project_id, old.name, scopes, member_id=self._living(session, old), idempotency=idempotency
             )
             if new.key is not None:
-                if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
+                if _is_ended(old, now):
                     raise StateConflict(f"API key {key_id} has ended and cannot be rotated: make a new one")
                 end = now + grace_s
                 old.expires_at = end if old.expires_at is None else min(old.expires_at, end)
@@ -154,6 +162,10 @@ def revoke_where(session: Session, condition: object) -> None:
     session.execute(
         update(ApiKeyRow).where(condition, ApiKeyRow.revoked_at.is_(None)).values(revoked_at=db_now())  # type: ignore[arg-type]
     )
+
+
+def _is_ended(row: ApiKeyRow, now: float) -> bool:
+    return row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now)
 
 
 def _find(session: Session, project_id: str, key_id: str) -> ApiKeyRow:

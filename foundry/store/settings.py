@@ -68,6 +68,8 @@ class Settings(BaseSettings):
     cost_per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """What an hour of a worker costs, for estimates."""
     currency: str = "USD"
+    serving_url: str | None = None
+    """Where `foundry serve` answers, as http://127.0.0.1:8322; the console asks it what people try on a variant."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8321
 

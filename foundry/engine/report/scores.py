@@ -3,9 +3,9 @@
 import math
 from typing import NamedTuple
 
-from foundry.engine.report.words import signed
 from foundry.spec.report import JobReport
 from foundry.spec.suite import TaskResult, published
+from foundry.spec.words import signed
 
 
 class Cell(NamedTuple):

@@ -9,9 +9,10 @@ import yaml
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from foundry.engine.report import plots, words
+from foundry.engine.report import plots
 from foundry.engine.report.scores import benchmark_table
 from foundry.engine.workspace import write_json
+from foundry.spec import words
 from foundry.spec.report import JobReport, TargetReport
 from foundry.spec.variant import Metrics
 

@@ -1,0 +1,4 @@
+import { scatter } from "./plots.js";
+
+const place = document.getElementById("plot");
+if (place) scatter(place, JSON.parse(place.dataset.points));
