@@ -2,7 +2,7 @@
 
 spec.json  inputs.json  events.jsonl  micro_batch.json
 stages/correct/{done.json, teacher/}                              teacher/ only when the correction was kept
-stages/prune/{done.json, .scratch/, TARGET/{plan.json, .growing/, model/}}   names with a dot only while it runs
+stages/prune/{done.json, importance.json, .scratch/, TARGET/{plan.json, .growing/, model/}}   dots only while it runs
 stages/distill/{done.json, checkpoints/, TARGET/{model/, history.json}}
 stages/lora/{done.json, TARGET/{adapter/, model/}}
 stages/evaluate/{done.json, leaks.json, importance.json, benchmarks.json, TARGET/{metrics.json, samples.json}}

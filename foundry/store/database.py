@@ -11,7 +11,7 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Double, Engine, create_engine, event, make_url, select, text
+from sqlalchemy import Double, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -79,7 +79,7 @@ class Database:
             with session.begin():
                 yield session
                 if audit.acting.get() is not None:
-                    audit.sign(session, session.scalars(select(db_now())).one())
+                    audit.sign(session, db_now())
             audit.committed()
 
     def upgrade(self) -> None:

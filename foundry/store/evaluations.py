@@ -27,7 +27,9 @@ class Evaluations:
         self, project_id: str, spec: EvaluationSpec, inputs: EvaluationInputs, idempotency: Idempotency | None = None
     ) -> Evaluation:
         """Queue an evaluation, or return the one that the same request made before; raise `QuotaExceeded`."""
-        return self.get(project_id, self._work.submit(project_id, new_id("eval"), spec, inputs, idempotency))
+        return self._work.submit(
+            project_id, new_id("eval"), spec, inputs, idempotency, lambda _, row: evaluation_of(row)
+        )
 
     def get(self, project_id: str, evaluation_id: str) -> Evaluation:
         """One evaluation with what it has found so far."""

@@ -22,6 +22,11 @@ def records_of(session: Session, rows: Sequence[JobRow]) -> Sequence[Job]:
     return [_record(row, variant_ids.get(row.id, ()), queue.get(row.id)) for row in rows]
 
 
+def submitted_of(session: Session, row: JobRow) -> Job:
+    """A job that was just submitted, or that the same request submitted before."""
+    return _record(row, ()) if row.status == Status.QUEUED and not row.epoch else records_of(session, [row])[0]
+
+
 def evaluation_of(row: JobRow) -> Evaluation:
     """An evaluation with what it has found so far."""
     return Evaluation(

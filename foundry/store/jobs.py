@@ -16,7 +16,7 @@ from foundry.store import events as history
 from foundry.store.database import Database, db_now, insert_if_absent
 from foundry.store.history import attempt_of
 from foundry.store.ids import new_id
-from foundry.store.job_records import evaluation_of, records_of
+from foundry.store.job_records import evaluation_of, records_of, submitted_of
 from foundry.store.pages import page_of
 from foundry.store.project_tables import GarbageRow
 from foundry.store.queueing import next_job, next_project
@@ -48,7 +48,7 @@ class Jobs:
         parent_id: str | None = None,
     ) -> Job:  # fmt: skip
         """Queue a job, or return the one that the same request made before; raise `QuotaExceeded`."""
-        return self.get(project_id, self._work.submit(project_id, new_id("job"), spec, inputs, idempotency, parent_id))
+        return self._work.submit(project_id, new_id("job"), spec, inputs, idempotency, submitted_of, parent_id)
 
     def get(self, project_id: str, job_id: str) -> Job:
         """One job; raise `NotFound`."""

@@ -1,8 +1,8 @@
 """What all kinds of work share on their users' side. Jobs and evaluations are rows of one table and live one life."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -15,9 +15,13 @@ from foundry.store import events as history
 from foundry.store.database import Database, db_now
 from foundry.store.idempotency import take_key
 from foundry.store.records import Claim, EvaluationInputs, Idempotency, JobInputs
+from foundry.store.rows import storable
 from foundry.store.tables import JobRow
 from foundry.store.transition import move, user_goal
 from foundry.store.usage import require_room_for_job
+
+R = TypeVar("R")
+"""What is sent of a row."""
 
 
 class _Order(NamedTuple):
@@ -45,25 +49,33 @@ class Work:
 
     def submit(
         self, project_id: str, new_id: str, spec: JobSpec | EvaluationSpec, inputs: JobInputs | EvaluationInputs,
-        idempotency: Idempotency | None, parent_id: str | None = None,
-    ) -> str:  # fmt: skip
-        """Queue it and return its id, or that of the one that the same request made before; raise `QuotaExceeded`."""
+        idempotency: Idempotency | None, to_record: Callable[[Session, JobRow], R], parent_id: str | None = None,
+    ) -> R:  # fmt: skip
+        """Queue it and return its record, or that of the one that the same request made before.
+
+        The record is made of what is written, within the transaction: a submit costs no second look. Raises
+        `QuotaExceeded`.
+        """
         with self._database.write() as session:
             made = take_key(session, project_id, idempotency, new_id)
-            if made is None:
-                require_room_for_job(session, project_id)
-                now = session.scalars(select(db_now())).one()
-                row = JobRow(
-                    id=new_id, project_id=project_id, kind=self._kind.value, name=spec.name,
-                    status=Status.QUEUED.value, epoch=0, last_seq=0, spec=spec.model_dump(mode="json"),
-                    inputs=inputs.model_dump(mode="json"), fruitless_attempts=0, parent_id=parent_id, created_at=now,
-                    priority=spec.priority if isinstance(spec, JobSpec) else 0,
-                    memory_bytes=inputs.memory_bytes if isinstance(inputs, JobInputs) else None,
-                )  # fmt: skip
-                session.add(row)
-                session.flush()
-                history.append(session, row, [RunEvent(type=EventType.SUBMITTED, message="submitted")], now)
-        return made or new_id
+            if made is not None:
+                return to_record(session, self.find(session, project_id, made))
+            require_room_for_job(session, project_id)
+            now = session.scalars(select(db_now())).one()
+            row = JobRow(
+                id=new_id, project_id=project_id, kind=self._kind.value, name=storable(spec.name),
+                status=Status.QUEUED.value, epoch=0, last_seq=0, spec=spec.model_dump(mode="json"),
+                inputs=inputs.model_dump(mode="json"), fruitless_attempts=0, parent_id=parent_id, created_at=now,
+                priority=spec.priority if isinstance(spec, JobSpec) else 0,
+                memory_bytes=inputs.memory_bytes if isinstance(inputs, JobInputs) else None, halvings=0,
+                # said, so that nobody has to read them back
+                reason_code=None, reason_message=None, stage=None, progress=None, worker=None, lease_until=None,
+                started_at=None, finished_at=None, result=None,
+            )  # fmt: skip
+            session.add(row)
+            session.flush()
+            history.append(session, row, [RunEvent(type=EventType.SUBMITTED, message="submitted")], now)
+            return to_record(session, row)
 
     def order(self, project_id: str, work_id: str, verb: str) -> None:
         """Cancel, pause or resume; raise `IllegalTransition` when there is nothing to do that to."""
