@@ -45,7 +45,6 @@ _TRIED_ON = 2
 _PLAIN_TIMES = 10
 _SHARES = (0.0125, 0.025, 0.05, 0.1, 0.2)
 """Of the plain recipe's tokens, that ours gets until it is as good."""
-_SCRATCH_TIMES = (1, 2, 5, 10, 20, 40)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +111,7 @@ def main() -> None:
     parser.add_argument("--calibration-tokens", type=int, default=16_384)
     parser.add_argument("--held-out-tokens", type=int, default=16_384)
     parser.add_argument("--shape", default="hidden=192,ffn=384", help="what of the teacher's shape changes")
-    parser.add_argument("--skip-scratch", action="store_true")
+    parser.add_argument("--times", type=int, nargs="*", default=[1, 2, 5, 10, 20, 40], help="of N, from scratch")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -159,15 +158,15 @@ def _measured(course: Course, args: argparse.Namespace) -> Iterator[Run]:
     plain_tokens = _PLAIN_TIMES * args.tokens
     plain = course.run(PLAIN, plain_tokens, _best_rate(course, PLAIN, args.tokens))
     yield plain
-    for share in _SHARES:
+    for share in _SHARES if first.before > plain.after else ():
         ours = course.run(OURS, round(share * plain_tokens), our_rate)
         yield ours
         if ours.after <= plain.after:
             break
-    if args.skip_scratch:
+    if not args.times:
         return
     rate = _best_rate(course, SCRATCH, args.tokens)
-    for times in _SCRATCH_TIMES:
+    for times in args.times:
         scratch = course.run(SCRATCH, times * args.tokens, rate)
         yield scratch
         if scratch.after <= first.after:

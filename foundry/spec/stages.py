@@ -59,6 +59,15 @@ class TopKSignal(Record):
     """Tokens kept at each position; 4 to 6 bytes each."""
 
 
+class SampledText(Record):
+    """The teacher goes on from the beginnings of training documents; what it writes is trained on beside the data."""
+
+    tokens: Count = 1_000_000
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Sample from the likeliest tokens that together have this probability."""
+
+
 class Wsd(Record):
     """Warm-up, stable, decay: the peak rate is held, then falls to zero in the last part of the run."""
 
@@ -118,6 +127,8 @@ class Distill(Record):
     """Tokens of one step; by default 16 sequences, fewer where that leaves fewer than 100 steps."""
     general_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the training text that is general, not of the domain; by default as the data has it."""
+    sampled: SampledText | None = None
+    """For data that would be read many times over; the data itself comes first."""
     loss: Loss = "forward_kl"
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     cross_entropy_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

@@ -93,8 +93,9 @@ def _heard(processes: "subprocess.Popen[bytes]") -> Iterator[RunEvent | None]:
 def _error_of(failures: list[RunEvent]) -> FoundryError:
     """The cause: when one process ends, the others break off with errors of the network."""
     event = next((event for event in failures if event.data["code"] != _CRASHED), failures[0])
-    code, pointer = event.data["code"], event.data.get("pointer", "")
+    code, pointer = event.data["code"], str(event.data.get("pointer", ""))
     if code == InvalidSpec.code:
-        return InvalidSpec([FieldProblem(pointer=pointer, code=code, detail=event.message)])
+        pointer, _, detail = event.message.partition(": ")
+        return InvalidSpec([FieldProblem(pointer=pointer, code=code, detail=detail)])
     kinds = (kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FoundryError))
     return next((kind for kind in kinds if kind.code == code), OperatorError)(event.message, pointer=pointer)

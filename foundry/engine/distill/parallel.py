@@ -84,7 +84,8 @@ class Ranks:
         family, config = family_of(model.config.to_dict()), model.config.to_dict()
         for layer in range(family.shape_of(config).layers):
             fully_shard(model.get_submodule(family.layer_module.format(layer=layer)), mesh=self.mesh)
-        fully_shard(trunk, mesh=self.mesh)
+        # By default the outermost keeps what it gathered: after a look the next step would read the averaged weights.
+        fully_shard(trunk, mesh=self.mesh, reshard_after_forward=True)
         if is_tied:
             head.weight = model.get_input_embeddings().weight
         else:

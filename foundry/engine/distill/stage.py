@@ -1,7 +1,7 @@
 """The distill stage: the students of all targets learn from one teacher in one loop."""
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from foundry.engine.distill.learner import Learner
 from foundry.engine.distill.memory import checkpoint_activations
 from foundry.engine.distill.objectives import Goal, match_saved, match_teacher
 from foundry.engine.distill.parallel import ALONE, Ranks, fill
+from foundry.engine.distill.sampled import sample, sampled_documents
 from foundry.engine.distill.schedule import Schedule, make_schedule, sequence_length
 from foundry.engine.distill.signal import Origin, SavedSignal, text_sha256
 from foundry.engine.distill.text import Texts, read_texts
@@ -26,6 +27,7 @@ from foundry.engine.norms import fuse_norms
 from foundry.engine.packed import Packed
 from foundry.engine.workspace import Workspace, sha256_of, write_json
 from foundry.intake.checkpoint import checkpoint_sha256, context_limit
+from foundry.intake.documents import Document
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.stages import Distill
@@ -41,12 +43,14 @@ def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     With several accelerators a process for each does it.
     """
     students = _students(spec, workspace)
-    for target in set(spec.target_names) - set(students):
+    for target in (target for target in spec.target_names if target not in students):
         message = f"nothing was cut for target {target!r}, so there is nothing to distil"
         context.report(EventType.STAGE_SKIPPED, message, stage="distill", target=target)
     if not students:
         workspace.finish("distill", targets={})
-    elif context.accelerators > 1:
+        return
+    sample(spec, workspace, context)
+    if context.accelerators > 1:
         launch(workspace, context)
     else:
         learn(spec, workspace, context)
@@ -62,7 +66,8 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
     attend_within_documents(teacher)
     ranks.shard(teacher)
     fuse_norms(teacher)
-    texts = _texts(config, load_tokenizer(teacher_folder), teacher, workspace, spec, context)
+    sampled = sampled_documents(workspace)
+    texts = _texts(config, load_tokenizer(teacher_folder), teacher, workspace, spec, context, sampled)
     schedule = make_schedule(
         texts.train, tokens=config.tokens, batch_tokens=config.batch_tokens, peak_rate=config.learning_rate,
         warmup_ratio=config.warmup_ratio, seed=spec.seed, decay=config.decay,
@@ -89,7 +94,8 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
             save_model(model, like=source, folder=folder / "model")
             write_json(folder / "history.json", histories[learner.name])
     if ranks.is_first:
-        workspace.finish("distill", targets={name: summary(history) for name, history in histories.items()})
+        said = {"sampled_documents": len(sampled)} if sampled else {}
+        workspace.finish("distill", targets={name: summary(history) | said for name, history in histories.items()})
         shutil.rmtree(_signal_folder(workspace), ignore_errors=True)
 
 
@@ -107,7 +113,7 @@ def _gathered(model: PreTrainedModel, source: Path, ranks: Ranks) -> PreTrainedM
 
 def _texts(
     config: Distill, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel, workspace: Workspace, spec: JobSpec,
-    context: RunContext,
+    context: RunContext, sampled: Sequence[Document],
 ) -> Texts:  # fmt: skip
     length = sequence_length(
         config.sequence_tokens, context_limit(teacher.config.to_dict()), "/distill/sequence_tokens"
@@ -115,7 +121,7 @@ def _texts(
     vocabulary = trunk_and_head(teacher).head_VH.shape[0]
     data = workspace.inputs.data
     return read_texts(
-        "distill", data, tokenizer, length, config.tokens, vocabulary, spec.seed, context, config.general_ratio
+        "distill", data, tokenizer, length, config.tokens, vocabulary, spec.seed, context, config.general_ratio, sampled
     )
 
 
@@ -188,8 +194,8 @@ def _announce(schedule: Schedule, students: int, context: RunContext) -> None:
     context.report(EventType.LOG, message, stage="distill", steps=schedule.steps, epochs=schedule.epochs)
     if schedule.epochs > _MANY_EPOCHS:
         message = (
-            f"distill: {schedule.epochs:.0f} passes over the same text; watch the held-out loss, and give more text or "
-            "lower distill.tokens if it rises"
+            f"distill: {schedule.epochs:.0f} passes over the same text; watch the held-out loss, and give more text, let "
+            "the teacher write some (distill.sampled) or lower distill.tokens if it rises"
         )
         context.report(EventType.WARNING, message, level="warning", stage="distill", epochs=schedule.epochs)
 
