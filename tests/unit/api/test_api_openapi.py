@@ -122,8 +122,8 @@ def test_the_page_for_people_names_every_path_and_loads_nothing(anonymous: Flask
 
 
 BODIES: tuple[type[Record], ...] = (
-    JobSpec, CloneBody, UploadBody, ModelBody, TargetBody, AliasBody, NewMeasurement, EndpointBody, EndpointChange, ProjectBody,
-    QuotaBody, MemberBody, RoleBody, KeyBody, RotateBody,
+    JobSpec, CloneBody, UploadBody, ModelBody, TargetBody, AliasBody, NewMeasurement, EndpointBody, EndpointChange,
+    ProjectBody, QuotaBody, MemberBody, RoleBody, KeyBody, RotateBody,
 )  # fmt: skip
 
 
