@@ -35,7 +35,7 @@ class Writing:
     ) -> None:
         """Raises `ExportFailed` for a model that the format cannot express."""
         if self._format.container == "onnx":
-            write_onnx(master.folder, self.path, quantisation=self._format.quantisation)
+            write_onnx(master, self.path, quantisation=self._format.quantisation)
             self.known_difference = "in the ONNX files' runtime a text ends at its first NUL character"
             self.is_cut_otherwise = lambda text: _NUL in text
             return

@@ -24,6 +24,7 @@ from foundry.errors import (
 )
 from foundry.spec.lifecycle import JobEvent
 from foundry.spec.resources import Reason
+from foundry.spec.variant import Metrics
 from foundry.store.settings import Settings
 from tests.checkpoints import write_checkpoint
 from tests.unit.client.worker import progress, publish, take
@@ -209,3 +210,19 @@ def test_wait_raises_the_reason_when_the_job_failed(foundry: Foundry, memory: St
     with pytest.raises(JobFailed, match="the loss is no longer a number") as failed:
         foundry.jobs.wait(job.id, progress=False)
     assert failed.value.reason_code == "diverged"
+
+
+def test_a_measurement_is_kept_at_its_variant_and_judged(
+    foundry: Foundry, memory: State, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    job = foundry.jobs.create(spec)
+    publish(memory.jobs, memory.artifacts, take(memory.jobs, job.id), FILES, tmp_path)
+    (variant,) = foundry.variants.list(job_id=job.id)
+    budget = foundry.variants.manifest(variant.id).budget
+    metrics = Metrics(model=budget.format, file_bytes=250_000, hardware="a phone", runtime="x 1")
+    sent = {"manifest_sha256": variant.manifest_sha256, "context_tokens": budget.context_tokens}
+    kept = foundry.variants.add_measurement(variant.id, metrics, device="mine", **sent)  # type: ignore[arg-type]
+    assert kept.fits_budget is not None and kept.metrics == metrics and kept.device == "mine"
+    assert list(foundry.variants.measurements(variant.id)) == [kept]
+    with pytest.raises(UserError, match="are not the files of"):
+        foundry.variants.add_measurement(variant.id, metrics, manifest_sha256="0" * 64, context_tokens=64)
