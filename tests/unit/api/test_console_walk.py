@@ -112,7 +112,11 @@ def test_every_page_shows_what_people_wrote_as_text(
 ) -> None:
     reader = Browser(app, serving.memory.keys.create(serving.project, SCRIPT, set(Scope))[1])
     pages = [_address(console, rule, everything) for method, rule in _routes(console) if method == "GET"]
-    pages += [f"/jobs/new?from={everything['job_id']}", f"/audit?object_id={everything['job_id']}", "/jobs?status=queued"]
+    pages += [
+        f"/jobs/new?from={everything['job_id']}",
+        f"/audit?object_id={everything['job_id']}",
+        "/jobs?status=queued",
+    ]
     seen = 0
     for address in pages:
         answer = reader.get(address)
@@ -122,9 +126,7 @@ def test_every_page_shows_what_people_wrote_as_text(
     assert seen >= 12
 
 
-def test_every_object_can_be_deleted_by_its_owner(
-    app: Flask, serving: Serving, everything: dict[str, str]
-) -> None:
+def test_every_object_can_be_deleted_by_its_owner(app: Flask, serving: Serving, everything: dict[str, str]) -> None:
     reader = Browser(app, serving.key)
     job, variant = everything["job_id"], everything["variant_id"]
     assert reader.post(f"/jobs/{job}/delete").status_code == 409  # it waits still
