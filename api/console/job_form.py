@@ -1,6 +1,7 @@
 """The form of a job and its spec: what a form says, and what a form shows of a spec that there is already."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from flask import request
@@ -9,7 +10,8 @@ from werkzeug.datastructures import MultiDict
 from api.console.forms import document, flat
 from api.jobs import patched
 from foundry.errors import FieldProblem, InvalidSpec
-from foundry.spec.job import JobSpec
+from foundry.spec.job import CustomTarget, JobSpec
+from foundry.spec.lifecycle import STAGES
 from foundry.spec.stages import Prune
 
 OPTIONAL_STAGES = ("correct", "distill", "lora")
@@ -24,6 +26,7 @@ FIELDS = frozenset(
 )  # fmt: skip
 """What has a field of its own; everything else of a spec goes through the field for JSON."""
 OWN_TARGET = ("own.name", "own.limit", "own.amount", "own.context_tokens")
+_CHOOSE = {"targets": "choose a target, or describe a device of your own", "formats": "choose at least one format"}
 _OTHER = frozenset({"on", "more", "parent", *OWN_TARGET})
 
 
@@ -38,10 +41,10 @@ def spec_document(form: MultiDict[str, str]) -> dict[str, Any]:
         context = {"context_tokens": own["context_tokens"]} if own["context_tokens"] else {}
         described = {"name": own["name"], own["limit"] or "max_bytes": own["amount"], **context}
         found["targets"] = [*found.get("targets", ()), described]
-    found.setdefault("targets", [])
-    if not form.getlist("formats"):
-        found["formats"] = []
-    return patched(found, _more(form.get("more", "")))
+    whole = patched(found, _more(form.get("more", "")))
+    if missing := [name for name in ("targets", "formats") if not whole.get(name)]:
+        raise InvalidSpec([FieldProblem(pointer=f"/{name}", code="missing", detail=_CHOOSE[name]) for name in missing])
+    return whole
 
 
 def _more(text: str) -> dict[str, Any]:
@@ -68,25 +71,42 @@ def fresh_values(dataset_id: str, teacher: str) -> MultiDict[str, str]:
 
 def values_of(spec: JobSpec) -> MultiDict[str, str]:
     """The fields of a form that means this spec."""
-    plain = spec.model_dump(mode="json", exclude_defaults=True)
+    plain = spec.model_dump(mode="json")
+    targets = plain.pop("targets")
     values = fresh_values("", "")
     values.setlist("on", [stage for stage in OPTIONAL_STAGES if getattr(spec, stage) is not None])
     named = [target for target in spec.targets if isinstance(target, str)]
-    described = [target for target in plain.pop("targets") if not isinstance(target, str)]
+    described = [_set_fields(target) for target in targets if not isinstance(target, str)]
     values.setlist("targets", named)
     if len(described) == 1 and (own := _own(described[0])) is not None:
         values.update(own)
         described = []
     rest: dict[str, Any] = {"targets": [*named, *described]} if described else {}
+    usual = _defaults(spec)
     for name, value in flat(plain).items():
         if name in LIST_FIELDS:
             values.setlist(name, list(value))
+        elif value is None or (name in usual and usual[name] == value):
+            continue
         elif name in FIELDS and isinstance(value, str | int | float):
             values[name] = str(value)
-        elif value is not None and value != {}:
+        else:
             rest = patched(rest, _nested(name, value))
     values["more"] = json.dumps(rest, indent=2) if rest else ""
     return values
+
+
+def _defaults(spec: JobSpec) -> Mapping[str, Any]:
+    """What an empty field stands for, of every stage that the spec has."""
+    stages = {name: type(stage)() for name in STAGES if (stage := getattr(spec, name)) is not None}
+    return flat({name: stage.model_dump(mode="json") for name, stage in stages.items()}) | {"seed": 0, "name": ""}
+
+
+def _set_fields(target: dict[str, Any]) -> dict[str, Any]:
+    """A described device without what it leaves to the defaults."""
+    limits = {"max_bytes", "max_params", "memory_bytes"} & {name for name, value in target.items() if value is not None}
+    usual = CustomTarget(name="any", max_params=1).model_dump(mode="json")
+    return {name: value for name, value in target.items() if name in {"name", *limits} or value != usual[name]}
 
 
 def posted_values() -> MultiDict[str, str]:
