@@ -23,8 +23,9 @@ def records_of(session: Session, rows: Sequence[JobRow]) -> Sequence[Job]:
 
 
 def submitted_of(session: Session, row: JobRow) -> Job:
-    """A job that was just submitted, or that the same request submitted before."""
-    return _record(row, ()) if row.status == Status.QUEUED and not row.epoch else records_of(session, [row])[0]
+    """A job that was just submitted, or that the same request submitted before. Its place in the queue is for those to
+    look up who ask again: submitting is to be quick."""
+    return _record(row, (), None) if row.status == Status.QUEUED and not row.epoch else records_of(session, [row])[0]
 
 
 def evaluation_of(row: JobRow) -> Evaluation:
