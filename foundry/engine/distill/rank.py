@@ -6,9 +6,8 @@ its --nnodes and --rdzv-endpoint. All end with status 0 when they are done or we
 
 import os
 import sys
-from collections.abc import Callable
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
