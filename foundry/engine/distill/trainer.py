@@ -194,8 +194,8 @@ class _Loop:
         rows, length = self._micro_rows, self._schedule.sequence_tokens
         many = "one sequence does" if rows == 1 else f"{rows} sequences at a time do"
         return OutOfMemory(
-            f"{self._training.stage}: {many} not fit, of {length} tokens, into the memory of "
-            f"{self._context.device}; choose shorter sequences (distill.sequence_tokens) or a machine with more"
+            f"{self._training.stage}: {many} not fit into the memory of {self._context.device}, each {length} tokens "
+            "long; choose shorter sequences (distill.sequence_tokens) or a machine with more"
         )
 
     def _diverged(self, name: str, why: str, step: int) -> Diverged:
