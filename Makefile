@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test test-chaos check bench bench-prune bench-streaming bench-distill bench-api clean
+.PHONY: setup demo test test-chaos check bench bench-prune bench-streaming bench-distill bench-tokens bench-api clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -51,6 +51,9 @@ bench-streaming: setup
 
 bench-distill: setup $(VENV)/.bench
 	@$(BIN)/python -W ignore -m benchmarks.distill $(ARGS)
+
+bench-tokens: setup
+	@$(BIN)/python -W ignore -m benchmarks.tokens $(ARGS)
 
 $(VENV)/.bench: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --editable '.[bench]'

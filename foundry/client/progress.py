@@ -109,6 +109,8 @@ def figures(data: Mapping[str, Any]) -> str:
         parts.append(f"held-out {held_out:.3f}")
     if (speed := data.get("tokens_per_s")) is not None:
         parts.append(f"{speed:,.0f} tokens/s")
+    if (held_bytes := data.get("memory_bytes")) is not None:
+        parts.append(f"{held_bytes / 1e9:.1f} GB")
     if (left_s := data.get("left_s")) is not None:
         parts.append(f"{duration(left_s)} left")
     return "  ".join(parts)

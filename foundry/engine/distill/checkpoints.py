@@ -11,7 +11,9 @@ from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed import checkpoint as distributed
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from foundry.engine.context import RunContext
 from foundry.engine.distill.learner import Learner
@@ -66,7 +68,7 @@ def restore(
     if state.get("processes", 1) > 1:
         for learner in learners:
             learner.begin(step)
-        distributed.load(_shards(learners), storage_reader=distributed.HuggingFaceStorageReader(str(folder)))
+        load_shards(_shards(learners), storage_reader=HuggingFaceStorageReader(str(folder)))
     else:
         for learner in learners:
             learner.restore(load_file(folder / f"{learner.name}.safetensors"), step)
@@ -84,8 +86,7 @@ def _newest(workspace: Workspace, stage: StageName, digest: str, context: RunCon
 
 
 def _write_shards(learners: Sequence[Learner], folder: Path | None) -> None:
-    writer = distributed.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    distributed.save(_shards(learners), storage_writer=writer)
+    save_shards(_shards(learners), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 def _shards(learners: Sequence[Learner]) -> dict[str, Tensor]:

@@ -24,12 +24,12 @@ from foundry.errors import InvalidData
 from foundry.intake.checkpoint import context_limit
 from foundry.intake.documents import Document, Message
 from foundry.spec.job import JobSpec
-from foundry.spec.lifecycle import EventType, Progress
+from foundry.spec.lifecycle import EventType, Progress, StageName
 from foundry.spec.stages import SampledText
 
 _BATCH = 32
 _MOST_PROMPTS = 8192
-_STAGE = "distill"
+_STAGE: StageName = "distill"
 
 
 def sample(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
@@ -56,7 +56,9 @@ def sample(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     written = list(_write(teacher, tokenizer, prompts, limit, config, workspace, spec.seed, context))
     by_key = {document.key: document for document in begun}
     made = [
-        _document(by_key[key], text, prompt, number) for number, (key, prompt, text) in enumerate(written) if text.strip()
+        _document(by_key[key], text, prompt, number)
+        for number, (key, prompt, text) in enumerate(written)
+        if text.strip()
     ]
     # What comes near a held-out document would be measured as skill.
     clean = find_leaks(made, corpus.held_out, context.should_stop).clean

@@ -194,8 +194,8 @@ def _announce(schedule: Schedule, students: int, context: RunContext) -> None:
     context.report(EventType.LOG, message, stage="distill", steps=schedule.steps, epochs=schedule.epochs)
     if schedule.epochs > _MANY_EPOCHS:
         message = (
-            f"distill: {schedule.epochs:.0f} passes over the same text; watch the held-out loss, and give more text, let "
-            "the teacher write some (distill.sampled) or lower distill.tokens if it rises"
+            f"distill: {schedule.epochs:.0f} passes over the same text; watch the held-out loss, and if it rises give "
+            "more text, let the teacher write some (distill.sampled) or lower distill.tokens"
         )
         context.report(EventType.WARNING, message, level="warning", stage="distill", epochs=schedule.epochs)
 

@@ -194,10 +194,11 @@ class _Loop:
         self._context.report(EventType.WARNING, message, level="warning", stage=self._training.stage)
 
     def _too_little_memory(self) -> OutOfMemory:
-        rows = "one sequence" if self._micro_rows == 1 else f"{self._micro_rows} sequences"
+        rows, length = self._micro_rows, self._schedule.sequence_tokens
+        many = "one sequence does" if rows == 1 else f"{rows} sequences at a time do"
         return OutOfMemory(
-            f"{self._training.stage}: {rows} of {self._schedule.sequence_tokens} tokens does not fit into the memory "
-            f"of {self._context.device}; choose shorter sequences (distill.sequence_tokens) or a machine with more"
+            f"{self._training.stage}: {many} not fit into the memory of {self._context.device}, each {length} tokens "
+            "long; choose shorter sequences (distill.sequence_tokens) or a machine with more"
         )
 
     def _diverged(self, name: str, why: str, step: int) -> Diverged:

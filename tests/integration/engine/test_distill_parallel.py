@@ -179,9 +179,7 @@ def test_two_processes_give_the_same_bits_when_stopped_and_resumed_as_when_not(
 
 
 @pytest.mark.parametrize("first", ["one", "two"])
-def test_a_checkpoint_of_one_number_of_processes_serves_another(
-    first: str, together: Together, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_one_number_of_processes_serves_another(first: str, together: Together, tmp_path: Path) -> None:
     way = WAYS["adamw, two students, an average"]
     _, expected = Course(tmp_path / "whole", way)(ALONE)
     halted, resumed = (Course(tmp_path / "halted", way, stop_after=stop) for stop in (3, None))

@@ -124,7 +124,7 @@ def _run_events() -> list[RunEvent]:
     steps = [
         RunEvent(type=EventType.PROGRESS, message="", data={
             "stage": "distill", "step": step, "steps": 200, "loss": 3.14159, "held_out_loss": 3.5,
-            "tokens_per_s": 12345.6, "left_s": 75,
+            "tokens_per_s": 12345.6, "memory_bytes": 2_140_000_000, "left_s": 75,
         })
         for step in range(1, 201)
     ]  # fmt: skip
@@ -143,7 +143,7 @@ def test_progress_prints_a_line_now_and_then_in_a_pipe() -> None:
             show(one)
     lines = out.getvalue().splitlines()
     assert lines[0] == "distill started" and lines[-2:] == ["[bracketed] warning", "distill completed"]
-    assert "distill 20/200  loss 3.142  held-out 3.500  12,346 tokens/s  1:15 left" in lines
+    assert "distill 20/200  loss 3.142  held-out 3.500  12,346 tokens/s  2.1 GB  1:15 left" in lines
     assert len(lines) < 16 and "\x1b" not in out.getvalue()
 
 
