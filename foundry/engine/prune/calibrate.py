@@ -108,7 +108,7 @@ class Calibration:
         stream = StreamFile(self._stream(layers), self._size(whole), self._context.dtype)
         sums = _StreamSums(self.teacher.shape.hidden, self._context.device, centred=self.teacher.family.norm == "layer")
         size = self._size(self.texts.choice)
-        with self.teacher.end() as end, torch.no_grad():
+        with self.teacher.end(head=False) as end, torch.no_grad():
             for rows in self.texts.batches(self.texts.calibration):
                 stream_BSH = stream[rows].to(self._context.device)
                 sums.add(stream_BSH, end.norm(stream_BSH))
