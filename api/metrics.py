@@ -42,7 +42,7 @@ class Meters:
             "foundry_oldest_queued_job_seconds", "How long the oldest queued job has waited", registry=self.registry
         )
         self.lost = Gauge(
-            "foundry_lost_attempts_last_hour", "Attempts of the last hour that ended without their worker's word, or badly",
+            "foundry_lost_attempts_last_hour", "Attempts of the last hour that ended badly, or without a word",
             registry=self.registry,
         )  # fmt: skip
         self.free = Gauge(
