@@ -75,6 +75,7 @@ class JobRow(Row):
         ),
         Index(None, "project_id", "id"),
         Index(None, "project_id", "status", "id"),
+        Index(None, "project_id", "status", "priority", "id"),
         Index(None, "status", "id"),
     )
 
