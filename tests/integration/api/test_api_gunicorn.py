@@ -202,7 +202,7 @@ def test_an_upload_leaves_nothing_when_the_line_is_cut(server: Server, head: str
 def test_a_sender_that_dribbles_is_cut_off_and_leaves_nothing(tmp_path: Path) -> None:
     """Each byte comes in time, the next piece does not; who sends steadily is not cut off."""
     with (
-        _gunicorn(tmp_path, FOUNDRY_UPLOAD_SILENCE_S="2") as server,
+        _gunicorn(tmp_path, FOUNDRY_UPLOAD_SILENCE_S="3") as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection,
     ):
         lines = [
@@ -211,7 +211,7 @@ def test_a_sender_that_dribbles_is_cut_off_and_leaves_nothing(tmp_path: Path) ->
         ]  # fmt: skip
         connection.sendall("\r\n".join([*lines, "", ""]).encode())
         with pytest.raises(OSError):
-            for _ in range(150):
+            for _ in range(300):
                 connection.sendall(b"x")
                 time.sleep(0.1)
         assert server.ask("/healthz")[0] == 200
