@@ -1,5 +1,6 @@
 """/v1/customization/jobs: submit, look, steer."""
 
+import structlog
 from apiflask import APIBlueprint
 from pydantic import Field
 
@@ -19,6 +20,7 @@ from foundry.spec.resources import Job, Page
 from foundry.store.records import Idempotency, JobInputs
 
 jobs = APIBlueprint("jobs", __name__)
+_log = structlog.get_logger()
 
 
 class JobsQuery(PageQuery):
@@ -162,6 +164,7 @@ def submit(given: JobSpec, once: Idempotency | None, parent_id: str | None = Non
             return memory.jobs.get(project, made)
         raise
     job = memory.jobs.submit(project, spec, inputs, once, parent_id)
+    _log.info("job submitted", job_id=job.id)  # with the id of the request, so that a worker's lines lead back to it
     ring(memory.settings.broker_url, job.id)
     return job
 

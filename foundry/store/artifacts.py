@@ -133,8 +133,9 @@ class LocalArtifacts(ArtifactStore):
 
     @contextmanager
     def _locked(self, how: int) -> Iterator[None]:
+        """The folder itself is what is locked: no file that is neither a blob nor on its way to be one."""
         self._root.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self._root / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+        lock = os.open(self._root, os.O_RDONLY)
         try:
             fcntl.flock(lock, how)
             yield

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from sqlalchemy import select
+from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from foundry.spec.access import Quota
@@ -23,7 +23,6 @@ _WAITING = [status.value for status in CLAIMABLE]
 _HELD = [status.value for status in HELD]
 _LATEST = 20
 _MOST_QUEUED = 1000
-_ORDER = (JobRow.priority.desc(), JobRow.id)
 
 
 @dataclass(frozen=True)
@@ -39,24 +38,28 @@ def next_project(session: Session, passed: Collection[str]) -> str | None:
 
     The lock makes claims of one project come one after the other, so that two workers cannot both take its last slot.
     """
-    waiting = select(JobRow.project_id).where(JobRow.status.in_(_WAITING), JobRow.project_id.not_in(passed)).distinct()
-    projects = session.scalars(select(ProjectRow).where(ProjectRow.id.in_(waiting))).all()
+    waits = exists().where(JobRow.project_id == ProjectRow.id, JobRow.status.in_(_WAITING))
+    projects = session.scalars(select(ProjectRow).where(waits, ProjectRow.id.not_in(passed))).all()
     running = _running(session)
-    for project in sorted(projects, key=lambda p: (running[p.id], p.last_claim_at or 0.0, p.id)):
-        if not _may_run_more(project, running):
-            continue
-        session.refresh(project, with_for_update={"key_share": True})
-        if _may_run_more(project, _running(session)):
-            return project.id
-    return None
+    willing = [project for project in projects if _may_run_more(project, running)]
+    if not willing:
+        return None
+    chosen = min(willing, key=lambda p: (running[p.id], p.last_claim_at or 0.0, p.id))
+    session.refresh(chosen, with_for_update={"key_share": True})
+    return chosen.id
 
 
 def next_job(session: Session, project_id: str, memory_bytes: int | None) -> str | None:
-    """The project's first queued job that fits into so much memory; None when there is none."""
-    query = select(JobRow.id).where(JobRow.project_id == project_id, JobRow.status.in_(_WAITING))
+    """The first queued job of a project locked before that fits into so much memory; None when there is none, or when
+    another worker has taken the last slot meanwhile."""
+    if not _may_run_more(session.get_one(ProjectRow, project_id), _running(session)):
+        return None
+    fits = [JobRow.project_id == project_id, JobRow.status.in_(_WAITING)]
     if memory_bytes is not None:
-        query = query.where((JobRow.memory_bytes <= memory_bytes) | JobRow.memory_bytes.is_(None))
-    return session.scalar(query.order_by(*_ORDER).limit(1).with_for_update(skip_locked=True))
+        fits.append((JobRow.memory_bytes <= memory_bytes) | JobRow.memory_bytes.is_(None))
+    highest = select(func.max(JobRow.priority)).where(*fits).scalar_subquery()
+    query = select(JobRow.id).where(*fits, JobRow.priority == highest).order_by(JobRow.id)
+    return session.scalar(query.limit(1).with_for_update(skip_locked=True))
 
 
 def places(session: Session) -> Mapping[str, Place]:
@@ -64,14 +67,12 @@ def places(session: Session) -> Mapping[str, Place]:
 
     Empty when more than 1,000 jobs are queued: nobody waits for an exact place there.
     """
-    queued = session.execute(
-        select(JobRow.id, JobRow.project_id).where(JobRow.status.in_(_WAITING)).order_by(*_ORDER)
-        .limit(_MOST_QUEUED + 1)
-    ).all()  # fmt: skip
-    if not queued or len(queued) > _MOST_QUEUED:
+    waiting = select(JobRow.id, JobRow.project_id, JobRow.priority).where(JobRow.status.in_(_WAITING))
+    queued = session.execute(waiting.limit(_MOST_QUEUED + 1)).all()
+    if len(queued) > _MOST_QUEUED:
         return {}
     lines: dict[str, list[str]] = defaultdict(list)
-    for job_id, project_id in queued:
+    for job_id, project_id, _ in sorted(queued, key=lambda row: (-row.priority, row.id)):
         lines[project_id].append(job_id)
     order = _turns(session, lines)
     return {job_id: Place(number, at) for number, (job_id, at) in enumerate(_timed(session, order), start=1)}

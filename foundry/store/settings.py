@@ -65,6 +65,8 @@ class Settings(BaseSettings):
     """Attempts without progress, one after the other, after which a job fails."""
     max_upload_bytes: Annotated[int, Field(gt=0)] = 20_000_000_000
     """The largest file that is taken."""
+    upload_silence_s: Seconds = 90.0
+    """How long 64 KiB of an upload may take to arrive; a slower sender is cut off, for it holds a thread."""
     requests_per_minute: Annotated[int, Field(ge=1)] | None = 6000
     """What one key may ask in a minute; beyond it a request is answered with 429. None is no limit."""
     webhooks_private: bool = False

@@ -26,7 +26,7 @@ _POINT_S = 12.0
 _COUNTING = f"{sys.executable} {ROOT / 'tests/integration/workers/scripted_run.py'}"
 _ON_ITS_WAY_S = 1.0
 """What a run said before the fault may reach the database so long after it."""
-_PATIENCE_S = 180.0
+_PATIENCE_S = 300.0
 _ENGINE = ("stage.started", "stage.completed", "progress", "checkpoint.created", "metrics", "variant.published", "log")
 
 
@@ -130,7 +130,7 @@ def _run(matrix: Matrix, there: Installation, names: list[str], options: argpars
             )
         problems = matrix.finish()
     except Exception as error:
-        problems = [repr(error), *_logs(there)]
+        problems = [repr(error), *_jobs(there), *_logs(there)]
     _report(matrix, done, problems, options)
     return 1 if problems else 0
 
@@ -144,6 +144,15 @@ def _report(matrix: Matrix, done: int, problems: list[str], options: argparse.Na
     if options.report:
         found = {"seed": options.seed, "jobs": len(matrix.acknowledged), "problems": problems, **matrix.recovery_s}
         options.report.write_text(json.dumps(found, indent=1))
+
+
+def _jobs(there: Installation) -> list[str]:
+    """Where every unfinished job stands, and the last that was said of it."""
+    rows = there.query(
+        "SELECT j.id, j.status, j.epoch, e.seq, e.type, e.message FROM jobs j JOIN events e ON e.job_id = j.id AND "
+        "e.seq = j.last_seq WHERE j.status NOT IN ('succeeded', 'failed', 'cancelled')"
+    )
+    return [f"--- {' '.join(map(str, row))}" for row in rows]
 
 
 def _logs(there: Installation) -> list[str]:

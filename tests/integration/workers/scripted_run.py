@@ -70,8 +70,10 @@ class Run:
         """Count steps; whether the end was reached."""
         steps, delay_s = int(self.words.get("steps", 3)), float(self.words.get("delay", 0))
         first = next((step for step, _ in self.workspace.checkpoints("distill")), 0)
-        say(EventType.STAGE_STARTED, "distill started", stage="distill")
         say(EventType.LOG, f"from step {first}", first=first, pid=os.getpid())
+        if self.workspace.is_done("distill"):
+            return True
+        say(EventType.STAGE_STARTED, "distill started", stage="distill")
         if first:
             say(EventType.LOG, f"distill: resumed at step {first}", stage="distill", step=first)
         for step in range(first + 1, steps + 1):
@@ -82,6 +84,7 @@ class Run:
                 say(EventType.CHECKPOINT, f"checkpoint {step}", stage="distill", step=step)
             if self.asked.is_set():
                 return False
+        write_json(self.workspace.stage("distill") / "done.json", {})  # checkpoints stay, for tests to look at
         say(EventType.STAGE_COMPLETED, "distill completed", stage="distill")
         return True
 

@@ -1,6 +1,7 @@
 """The supervisor with real runs: processes that are killed, stopped, deaf, wrong or full."""
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -133,16 +134,16 @@ def test_deaf_run_is_killed_with_its_children_when_the_grace_is_over(works: Work
 @pytest.mark.parametrize("frozen", [False, True], ids=["hung", "frozen"])
 def test_silent_run_is_killed_and_goes_on_from_its_checkpoint(works: Works, frozen: bool) -> None:
     """The process lives and its lease is renewed: only its silence tells that nothing will come of it."""
-    short = Works(works.settings.database_url, works.settings.home, silence_s=1.5)
+    short = Works(works.settings.database_url, works.settings.home, silence_s=8)
     job_id = short.submit("hang=1 steps=6")
     thread = short.begin(job_id)
     pid = short.run_pid(job_id)
     if frozen:
-        os.kill(pid, 19)  # SIGSTOP
-    thread.join(30)
+        os.kill(pid, signal.SIGSTOP)
+    thread.join(60)
     assert not is_alive(pid)
     lost = short.events(job_id, EventType.ATTEMPT_LOST)[0]
-    assert "said nothing for 1.5 s" in lost.message
+    assert "said nothing for 8 s" in lost.message
     assert short.carry_out(job_id).status is Status.SUCCEEDED
     assert [event.data["first"] for event in short.events(job_id) if "first" in event.data] == [1]
     short.close()

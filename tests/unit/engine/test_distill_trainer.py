@@ -1,5 +1,6 @@
 """The loop's laws on genuine tiny models: exact resume, exact accumulation, stopping, diverging, too little memory."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -305,6 +306,25 @@ def test_train_halves_the_micro_batch_and_learns_the_same_when_memory_runs_out(
     assert [warning.message for warning in warnings] == ["out of memory; going on with 4 sequences at a time"]
     for name, tensor in weights_of(large[0]).items():
         torch.testing.assert_close(tensor, weights_of(small[0])[name], rtol=1e-2, atol=1e-4)
+
+
+def test_micro_batches_are_smaller_by_the_divisor_also_when_a_checkpoint_says_more(
+    context: RunContext, workspace: Workspace, teacher_objective: Objective
+) -> None:
+    """A run before this one ran out of memory; so often may it be resumed, the batch is not halved again."""
+    rows: list[int] = []
+
+    def noting(batch: Batch, scale: float) -> Lesson:
+        rows.append(len(batch.ids_BS))
+        return teacher_objective(batch, scale)
+
+    train(new_learners(context, 64), new_training(noting, steps=6), workspace, context)
+    whole = max(rows)
+    for _ in range(2):
+        rows.clear()
+        halved = replace(context, micro_batch_divisor=2)
+        train(new_learners(context, 64), new_training(noting, steps=8), workspace, halved)
+        assert rows and max(rows) == whole // 2
 
 
 def test_train_gives_up_with_a_way_out_when_not_even_one_sequence_fits(
