@@ -22,6 +22,7 @@ def verify(
     folder: Folder,
     key: Key = None,
     digests_only: Annotated[bool, typer.Option("--digests-only", help="Accept a variant without signature.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check every file of a variant against its manifest, and the manifest against its signature; offline."""
     from foundry.cli import render
@@ -31,6 +32,10 @@ def verify(
     trusted = read_public_key(key) if key else None
     manifest, signed_by = verify_folder(folder, trusted, may_be_unsigned=digests_only)
     total = sum(file.bytes for file in manifest.files)
+    if as_json:
+        about = {"target": manifest.target, "files": len(manifest.files), "bytes": total}
+        render.print_json({**about, "signed_by": signed_by, "key_was_asked_for": trusted is not None})
+        return
     render.out().print(
         f"{folder} is as it was made: {len(manifest.files)} files, {render.size(total)}, made for "
         f"{manifest.target} on {manifest.created_at:%Y-%m-%d}",

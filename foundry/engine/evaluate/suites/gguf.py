@@ -20,6 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
 from foundry.engine.context import RunContext, Stopped
+from foundry.engine.evaluate.suites.harness import unseen
 from foundry.engine.export.llamacpp import Llama, LlamaError
 from foundry.errors import DamagedCheckpoint
 
@@ -70,6 +71,9 @@ class GgufModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
             add_special_tokens = False
         given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return list(self.tokenizer.encode(string, **given))
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or unseen())
 
     def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
         found: dict[int, tuple[float, bool]] = {}
