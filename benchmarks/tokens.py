@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -67,18 +68,24 @@ class Course:
         self._bench, self._tokenizer = bench, load_tokenizer(args.teacher)
         self._documents = Corpus.load(args.data, self._tokenizer, seed=args.seed).train
         self._length, self._seed = bench.text.sequence_tokens, args.seed
-        shape = bench.shape.model_copy(update=_shape(args.shape))
-        self.sliced, self.repaired = bench.cut(shape, ()), bench.cut(shape, ALL)
-        self.shape, self.parameters = shape, bench.size(shape)
+        self.shape = bench.shape.model_copy(update=_shape(args.shape))
         attend_within_documents(bench.teacher)
         fuse_norms(bench.teacher)
+
+    @cached_property
+    def sliced(self) -> PreTrainedModel:
+        return self._bench.cut(self.shape, ())
+
+    @cached_property
+    def repaired(self) -> PreTrainedModel:
+        return self._bench.cut(self.shape, ALL)
 
     def start(self, method: str) -> PreTrainedModel:
         """A student before its first step."""
         if method != SCRATCH:
             return copy.deepcopy(self.repaired if method == OURS else self.sliced)
         torch.manual_seed(self._seed)
-        return AutoModelForCausalLM.from_config(self.repaired.config, dtype=torch.float32).eval()
+        return AutoModelForCausalLM.from_config(self.sliced.config, dtype=torch.float32).eval()
 
     def run(self, method: str, tokens: int, rate: float) -> Run:
         """The loop that a job runs, on the first `tokens` of the text: from the teacher, or from the text alone."""
@@ -111,7 +118,8 @@ def main() -> None:
     parser.add_argument("--calibration-tokens", type=int, default=16_384)
     parser.add_argument("--held-out-tokens", type=int, default=16_384)
     parser.add_argument("--shape", default="hidden=192,ffn=384", help="what of the teacher's shape changes")
-    parser.add_argument("--times", type=int, nargs="*", default=[1, 2, 5, 10, 20, 40], help="of N, from scratch")
+    parser.add_argument("--kinds", nargs="+", choices=("distilled", "scratch"), default=["distilled", "scratch"])
+    parser.add_argument("--times", type=int, nargs="*", default=[1, 2, 5, 10, 20, 40], help="of N, for scratch")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -145,13 +153,22 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     print(f"\n{hardware_name(CPU)}; Python {sys.version.split()[0]}, {packages}; seed {args.seed}")
     print(
         f"{args.name}: teacher {bench.base:.4f} nats on {bench.held_out.counted_tokens:,} held-out tokens; students of "
-        f"{course.shape.in_words}, {course.parameters:,} of {bench.whole:,} parameters without embedding; calibration "
-        f"reads {args.calibration_tokens:,} of the tokens {1 + DEFAULTS.local_epochs} times\n"
+        f"{course.shape.in_words}, {bench.size(course.shape):,} of {bench.whole:,} parameters without "
+        f"embedding; calibration reads {args.calibration_tokens:,} of the tokens {1 + DEFAULTS.local_epochs} times\n"
     )
     print(table(found, args.tokens))
 
 
 def _measured(course: Course, args: argparse.Namespace) -> Iterator[Run]:
+    if "distilled" in args.kinds:
+        yield from _distilled(course, args)
+    if "scratch" in args.kinds:
+        rate = _best_rate(course, SCRATCH, args.tokens)
+        for times in args.times:
+            yield course.run(SCRATCH, times * args.tokens, rate)
+
+
+def _distilled(course: Course, args: argparse.Namespace) -> Iterator[Run]:
     our_rate = _best_rate(course, OURS, args.tokens)
     first = course.run(OURS, args.tokens, our_rate)
     yield first
@@ -163,14 +180,6 @@ def _measured(course: Course, args: argparse.Namespace) -> Iterator[Run]:
         yield ours
         if ours.after <= plain.after:
             break
-    if not args.times:
-        return
-    rate = _best_rate(course, SCRATCH, args.tokens)
-    for times in args.times:
-        scratch = course.run(SCRATCH, times * args.tokens, rate)
-        yield scratch
-        if scratch.after <= first.after:
-            return
 
 
 def _best_rate(course: Course, method: str, tokens: int) -> float:

@@ -5,6 +5,7 @@ Several processes write their shards by PyTorch's distributed checkpoint, which 
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,9 @@ def restore(
     if state.get("processes", 1) > 1:
         for learner in learners:
             learner.begin(step)
-        load_shards(_shards(learners), storage_reader=HuggingFaceStorageReader(str(folder)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process: as meant
+            load_shards(_shards(learners), storage_reader=HuggingFaceStorageReader(str(folder)))
     else:
         for learner in learners:
             learner.restore(load_file(folder / f"{learner.name}.safetensors"), step)

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from queue import Empty, Queue
 
 import torch
@@ -59,7 +59,7 @@ def _run(workspace: Workspace, context: RunContext) -> None:
     if workspace.is_done("distill"):
         return
     if failures:
-        raise _error_of(failures)
+        raise error_of(failures)
     if processes.returncode == 0:
         raise Stopped
     raise OperatorError(f"distill: the processes ended with status {processes.returncode}; standard error says why")
@@ -90,7 +90,7 @@ def _heard(processes: "subprocess.Popen[bytes]") -> Iterator[RunEvent | None]:
             continue  # torchrun's own words
 
 
-def _error_of(failures: list[RunEvent]) -> FoundryError:
+def error_of(failures: Sequence[RunEvent]) -> FoundryError:
     """The cause: when one process ends, the others break off with errors of the network."""
     event = next((event for event in failures if event.data["code"] != _CRASHED), failures[0])
     code, pointer = event.data["code"], str(event.data.get("pointer", ""))
