@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test test-chaos check bench bench-prune bench-streaming bench-distill bench-tokens bench-api clean
+.PHONY: setup demo test test-chaos check bench bench-prune bench-streaming bench-distill bench-tokens bench-quantise bench-api clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -38,7 +38,10 @@ check: setup
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 
-bench: bench-prune bench-streaming bench-distill bench-api
+bench: bench-prune bench-streaming bench-distill bench-api bench-quantise
+
+bench-quantise: setup
+	@$(BIN)/python -W ignore -m benchmarks.quantise $(ARGS)
 
 bench-api: setup
 	@$(BIN)/python -m benchmarks.api $(ARGS)

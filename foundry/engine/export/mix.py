@@ -59,7 +59,13 @@ def choose_mix(
 
     Experts keep the types of q4_k_m, for transformers has them in one tensor, whose parts are not measured.
     """
-    classes = measure_classes(model, master, activations, passages)
+    return mix_within(measure_classes(model, master, activations, passages), master, limit_bytes, enough_nats)
+
+
+def mix_within(
+    classes: Mapping[Role, Class], master: Checkpoint, limit_bytes: int, enough_nats: float
+) -> dict[Role, GgufType]:
+    """`choose_mix` for classes that have been measured."""
     tensors = master.family.tensors(master.shape, master.present)
     fixed = sum(
         bytes_of(math.prod(tensor.size), gguf_type_of(tensor, master.shape, _QUANTISATION))

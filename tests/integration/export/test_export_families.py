@@ -1,4 +1,7 @@
-"""A genuine tiny model of every family in real llama.cpp, against transformers on the same weights."""
+"""A genuine tiny model of every family in real llama.cpp, against transformers on the same weights.
+
+llama.cpp answers in this process: what a process of its own is for stands in test_export_llamacpp.py.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,8 @@ import torch
 
 from foundry.engine.export import plain
 from foundry.engine.export.adapter import write_adapter
-from foundry.engine.export.apart import LLAMACPP, ask
 from foundry.engine.export.gguf import write_gguf
+from foundry.engine.export.llamacpp import answer
 from foundry.engine.export.runtime import Questions
 from foundry.engine.export.vocabulary import vocabulary_of
 from foundry.engine.lora import attach, save_adapter
@@ -87,7 +90,7 @@ def test_an_adapter_changes_llamacpps_answers_as_it_does_pefts(name: str, tmp_pa
     )
     write_adapter(checkpoint, tmp_path / "adapter", tmp_path / "adapter.gguf")
     asked = Questions(model=str(tmp_path / "x.gguf"), adapter=str(tmp_path / "adapter.gguf"), passages=[passage])
-    found = ask(LLAMACPP, asked).losses[0]
+    found = answer(asked).losses[0]
     assert np.abs(np.subtract(expected, without)).max() > 1
     assert np.abs(np.subtract(found, expected)).max() < 0.05
 
@@ -101,4 +104,4 @@ def losses(
     expected, _ = plain.score(model.float(), passage)
     path, checkpoint = folder / "x.gguf", open_checkpoint(folder / "model")
     write_gguf(checkpoint, vocabulary_of(new_tokenizer(), VOCABULARY), path, quantisation=quantisation, name="x")
-    return expected, ask(LLAMACPP, Questions(model=str(path), passages=[passage])).losses[0]
+    return expected, answer(Questions(model=str(path), passages=[passage])).losses[0]
