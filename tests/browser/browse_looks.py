@@ -29,10 +29,10 @@ def things(chromium: Any, service: Service, data_file: Path) -> dict[str, str]:
     page.wait_for_selector("#status >> text=succeeded", timeout=LONG_MS)
     page.click("section:has(h2:text('Variants')) a:has-text('kiosk')")
     variant = page.url.rpartition("/")[2]
-    client = service.client()
-    client.members.create("ada@example.org", "editor")
-    webhook = client.webhooks.create("https://example.com/foundry").id
-    model = client.models.from_folder(str(Path(__file__).parents[2] / "demo" / "teacher"), "demo").id
+    with service.client() as client:
+        client.members.create("ada@example.org", "editor")
+        webhook = client.webhooks.create("https://example.com/foundry").id
+        model = client.models.from_folder(str(Path(__file__).parents[2] / "demo" / "teacher"), "demo").id
     reader.context.close()
     return {"dataset": dataset, "job": job, "variant": variant, "webhook": webhook, "model": model}
 
