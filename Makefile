@@ -1,4 +1,5 @@
 # setup: the environment · demo: the main job, start to finish · test: everything CI runs · check: style and types
+# test-browser: the console in a headless Chromium (on Debian: apt-get install chromium npm); pictures in build/screenshots
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,8 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test test-chaos check bench bench-prune bench-streaming bench-distill bench-tokens bench-quantise bench-api clean
+.PHONY: setup demo test test-chaos test-browser check clean
+.PHONY: bench bench-prune bench-streaming bench-distill bench-tokens bench-quantise bench-api
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -31,6 +33,16 @@ test: setup check
 
 test-chaos: setup
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+test-browser: setup $(VENV)/.browser
+	@$(BIN)/python -m pytest -o python_files='browse_*.py' tests/browser $(ARGS)
+
+# axe-core (MPL-2.0) finds what a screen reader or a weak eye would stumble over; it is fetched, not kept.
+$(VENV)/.browser: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	@npm install --silent --no-audit --no-fund --prefix build/browser axe-core@4.14.1 || \
+		echo "There is no npm, so accessibility is not checked. On Debian and Ubuntu: apt-get install npm"
+	@touch $@
 
 check: setup
 	@$(BIN)/ruff format --check --quiet . || { echo "Run: $(BIN)/ruff format ."; exit 1; }

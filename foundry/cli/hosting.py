@@ -182,7 +182,7 @@ def _prepare(settings: Settings) -> bool:
 
 def _announce(url: str, settings: Settings, worker: bool, new_key: bool) -> None:
     lines = [
-        f"Foundry is up at {url}  (API description: {url}/docs)",
+        f"Foundry is up at {url}  (console for browsers; API description: {url}/docs)",
         f"  key       {settings.home / 'key'}{'  (made just now)' if new_key else ''}",
         f"  data      {settings.home}",
         f"  teachers  from {', '.join(map(str, dict.fromkeys(settings.teacher_roots)))}"

@@ -11,6 +11,8 @@ const QUIET = new Set(["progress", "metrics"]);
 const MOST_SHOWN = 400;
 let seq = Number(panel.dataset.seq);
 let ended = panel.dataset.ended === "yes";
+const sent = sessionStorage.getItem("sent-draft");
+if (sent) for (const key of [sent, "sent-draft"]) sessionStorage.removeItem(key);
 let source = null;
 let retry = 1_000;
 
@@ -108,6 +110,8 @@ document.addEventListener("visibilitychange", () => {
 const plots = new Map();
 const columns = new Map();
 
+const label = (name) => (name === "tokens_per_s" ? "speed" : name.replaceAll("_", " "));
+
 function draw(stage) {
   const { steps, series } = columns.get(stage);
   const wanted = { Loss: ["loss", "held_out_loss"], Speed: ["tokens_per_s"] };
@@ -126,7 +130,7 @@ function draw(stage) {
     caption.className = "note";
     figure.append(Object.assign(document.createElement("h3"), { textContent: `${stage}: ${title.toLowerCase()}` }), place, caption);
     document.getElementById("plots").append(figure);
-    plots.set(key, curve(place, { yLabel: title === "Loss" ? "nats/token" : "tokens/s", names: there.map((name) => name.replaceAll("_", " ")), data }));
+    plots.set(key, curve(place, { yLabel: title === "Loss" ? "nats/token" : "tokens/s", names: there.map(label), data }));
     describe(stage, title, there, data);
   }
   document.getElementById("no-curves").hidden = plots.size > 0;
@@ -137,7 +141,7 @@ function describe(stage, title, names, data) {
   const unit = title === "Loss" ? "nats a token" : "tokens a second";
   const parts = names.map((name, place) => {
     const values = data[place + 1].filter((value) => value != null);
-    return `${name.replaceAll("_", " ")} from ${say(values[0])} to ${say(values.at(-1))} ${unit}, lowest ${say(Math.min(...values))}`;
+    return `${label(name)} from ${say(values[0])} to ${say(values.at(-1))} ${unit}, lowest ${say(Math.min(...values))}`;
   });
   const text = `Steps ${say(data[0][0])} to ${say(data[0].at(-1))}: ${parts.join("; ")}.`;
   figure.querySelector("figcaption").textContent = text;

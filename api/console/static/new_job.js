@@ -63,11 +63,13 @@ async function look() {
   show(glance, html);
 }
 
+sessionStorage.removeItem("sent-draft");
 recall();
 form.addEventListener("input", () => { remember(); estimateSoon(); });
 data.addEventListener("change", look);
 form.addEventListener("submit", (event) => {
   if (event.submitter?.hasAttribute("formaction")) { event.preventDefault(); estimate(); return; }
+  sessionStorage.setItem("sent-draft", key); // the page of the job forgets the draft
 });
 if (form.elements.teacher.value) estimate();
 look();

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from flask import Flask
 
+from api.app import create_app
 from api.console.job_form import spec_document, values_of
 from foundry.spec.job import JobSpec
 from foundry.spec.record import parse
+from tests.servers import free_port
 from tests.serving import DATA, Serving
 from tests.unit.api.browsing import Browser
 
@@ -227,3 +229,16 @@ def test_figures_are_thinned_and_go_on_from_the_last_event(browser: Browser, ser
     assert found["last_seq"] == 2003
     page = browser.get(f"/jobs/{job.id}").text
     assert 'data-seq="2003" data-ended="no"' in page and "attempt 1 started" in page
+
+
+def test_a_variant_can_be_tried_only_where_one_is_served(browser: Browser, serving: Serving) -> None:
+    variant = serving.publish(serving.submit(), {"weights.gguf": b"x"})
+    assert "Try it" not in browser.get(f"/variants/{variant.id}").text
+    assert browser.post(f"/variants/{variant.id}/ask", prompt="hello").status_code == 404
+    told = create_app(serving.settings.model_copy(update={"serving_url": f"http://127.0.0.1:{free_port()}"}))
+    reader = Browser(told, serving.key)
+    assert "Try it" in reader.get(f"/variants/{variant.id}").text
+    answer = reader.post(f"/variants/{variant.id}/ask", prompt="<b>hello</b>")
+    assert (answer.status_code, "No answer came" in answer.text) == (200, True)
+    assert "&lt;b&gt;hello" in answer.text
+    told.extensions["foundry"].database.close()

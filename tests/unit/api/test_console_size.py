@@ -20,7 +20,8 @@ def _fill(serving: Serving, count: int) -> None:
     serving.memory.jobs.cancel(serving.project, job.id)
     columns = [
         "project_id", "name", "status", "reason_code", "reason_message", "spec", "inputs", "stage", "progress",
-        "epoch", "fruitless_attempts", "worker", "lease_until", "last_seq", "parent_id", "created_at", "started_at", "finished_at",
+        "epoch", "fruitless_attempts", "worker", "lease_until", "last_seq", "parent_id", "created_at",
+        "started_at", "finished_at",
     ]  # fmt: skip
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :count)"
     with serving.memory.database.write() as session:
