@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test test-browser check bench bench-prune bench-streaming bench-distill bench-api clean
+.PHONY: setup demo test test-browser test-chaos check bench bench-prune bench-streaming bench-distill bench-tokens bench-quantise bench-api clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -40,13 +40,19 @@ $(VENV)/.browser: $(STAMP)
 		echo "There is no npm, so accessibility is not checked. On Debian and Ubuntu: apt-get install npm"
 	@touch $@
 
+test-chaos: setup
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
 check: setup
 	@$(BIN)/ruff format --check --quiet . || { echo "Run: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 
-bench: bench-prune bench-streaming bench-distill bench-api
+bench: bench-prune bench-streaming bench-distill bench-api bench-quantise
+
+bench-quantise: setup
+	@$(BIN)/python -W ignore -m benchmarks.quantise $(ARGS)
 
 bench-api: setup
 	@$(BIN)/python -m benchmarks.api $(ARGS)
@@ -59,6 +65,9 @@ bench-streaming: setup
 
 bench-distill: setup $(VENV)/.bench
 	@$(BIN)/python -W ignore -m benchmarks.distill $(ARGS)
+
+bench-tokens: setup
+	@$(BIN)/python -W ignore -m benchmarks.tokens $(ARGS)
 
 $(VENV)/.bench: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --editable '.[bench]'

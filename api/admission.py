@@ -1,4 +1,4 @@
-"""Whether a job can be done at all, found out before anything is written: headers are read, sizes are added up."""
+"""Whether work can be done at all, found out before anything is written: headers are read, sizes are added up."""
 
 import os
 from functools import lru_cache
@@ -6,15 +6,20 @@ from pathlib import Path
 
 from api.state import state
 from api.teachers import check_tokenizer, open_checkpoint
-from foundry.errors import InvalidData, NotFound, TeacherNotFound
+from foundry.errors import InvalidData, NotFound, TeacherNotFound, UnknownFormat
 from foundry.intake.checkpoint import Checkpoint, context_limit
 from foundry.spec.estimate import Estimate, estimate
+from foundry.spec.evaluation import PLAIN, EvaluationSpec
 from foundry.spec.family import families
+from foundry.spec.forecast import forecast
 from foundry.spec.job import JobSpec, is_hub_id
+from foundry.spec.resources import Dataset, Variant
 from foundry.spec.target import budgets_of
 from foundry.spec.weights import Shape
-from foundry.store.records import JobInputs
+from foundry.store.records import EvaluationInputs, JobInputs, ModelPlace
 from foundry.store.settings import Settings
+
+_MANIFEST, _WEIGHTS = "manifest.json", ".safetensors"
 
 
 def admit(spec: JobSpec, project_id: str) -> JobInputs:
@@ -23,23 +28,82 @@ def admit(spec: JobSpec, project_id: str) -> JobInputs:
     `spec` has the project's own targets written out. A teacher on the hub is opened by the run: here only its targets'
     names are checked.
     """
-    teacher, parameters = _named(spec.teacher, project_id), None
+    teacher, run, parameters = _named(spec.teacher, project_id), None, None
     if is_hub_id(teacher):
         require_hub(state().settings)
         budgets_of(spec)
     else:
         checkpoint = _opened(teacher, spec.teacher)
         check_tokenizer(checkpoint.folder)
-        parameters = _estimate(spec, checkpoint).teacher_parameters
+        found = _estimate(spec, checkpoint)
+        parameters, run = found.teacher_parameters, forecast(spec, found, None, None, None, "")
         teacher = str(checkpoint.folder)
-    try:
-        dataset = state().datasets.get(project_id, spec.data)
-    except NotFound as error:
-        raise InvalidData(f"{error.message}; upload the file first: POST /v1/datasets?name=...") from error
+    dataset = _dataset(spec.data, project_id)
     return JobInputs(
         teacher=teacher, dataset_id=dataset.id, data_sha256=dataset.sha256, teacher_parameters=parameters,
         model_id=spec.teacher if _is_model(spec.teacher) else None,
+        memory_bytes=run and run.memory_bytes, disk_bytes=run and run.disk_bytes,
     )  # fmt: skip
+
+
+def admit_evaluation(spec: EvaluationSpec, project_id: str) -> EvaluationInputs:
+    """The models and data that an evaluation means; raise a `UserError` that names the field at fault."""
+    model = _place(spec.model, "/model", project_id, spec.format)
+    teacher = _place(spec.teacher, "/teacher", project_id) if spec.teacher is not None else None
+    if spec.data is None:
+        return EvaluationInputs(model=model, teacher=teacher)
+    dataset = _dataset(spec.data, project_id)
+    return EvaluationInputs(model=model, teacher=teacher, dataset_id=dataset.id, data_sha256=dataset.sha256)
+
+
+def _place(named: str, pointer: str, project_id: str, form: str = PLAIN) -> ModelPlace:
+    try:
+        if named.startswith("var_"):
+            return _variant_place(state().variants.get(project_id, named), form)
+        if _is_model(named):
+            return _model_place(named, state().models.get(project_id, named).name, project_id, form)
+    except NotFound as error:
+        raise TeacherNotFound(f"{error.message}; give the id of a variant or a model", pointer=pointer) from error
+    raise TeacherNotFound(
+        f"{named!r:.200} is neither a variant (var_...) nor a registered model (mdl_...); register it with: "
+        "POST /v1/models",
+        pointer=pointer,
+    )
+
+
+def _model_place(model_id: str, name: str, project_id: str, form: str) -> ModelPlace:
+    if form != PLAIN:
+        raise UnknownFormat(f"a model has no {form}; leave the format out, or name a variant", pointer="/format")
+    source = _named(model_id, project_id)
+    if is_hub_id(source):
+        require_hub(state().settings)
+    else:
+        checkpoint = _opened(source, model_id)
+        check_tokenizer(checkpoint.folder)
+        source = str(checkpoint.folder)
+    return ModelPlace(id=model_id, name=name, source=source)
+
+
+def _variant_place(variant: Variant, form: str) -> ModelPlace:
+    """All that opens this format: a GGUF is asked with the tokenizer that lies beside the safetensors."""
+    shipped = sorted({file.format for file in variant.files if file.format})
+    for needed in {form, PLAIN}:
+        if needed not in shipped:
+            raise UnknownFormat(f"{variant.id} has no {needed}; it has {', '.join(shipped)}", pointer="/format")
+    files = tuple(
+        file for file in variant.files
+        if file.format == form or file.path == _MANIFEST
+        or (file.format == PLAIN and not file.path.endswith(_WEIGHTS))
+    )  # fmt: skip
+    name = f"{variant.id} ({variant.target})"
+    return ModelPlace(id=variant.id, name=name if form == PLAIN else f"{name}, {form}", files=files)
+
+
+def _dataset(data: str, project_id: str) -> Dataset:
+    try:
+        return state().datasets.get(project_id, data)
+    except NotFound as error:
+        raise InvalidData(f"{error.message}; upload the file first: POST /v1/datasets?name=...") from error
 
 
 def estimate_of(spec: JobSpec, project_id: str) -> Estimate:
@@ -78,7 +142,7 @@ def _opened(folder: str, named: str) -> Checkpoint:
 
 def _estimate(spec: JobSpec, checkpoint: Checkpoint) -> Estimate:
     limit = context_limit(checkpoint.config)
-    same = spec.model_copy(update={"teacher": "", "data": "", "name": "", "seed": 0})
+    same = spec.model_copy(update={"teacher": "", "data": "", "name": "", "seed": 0, "priority": 0})
     return _estimate_of_shape(same, checkpoint.family.name, checkpoint.shape, checkpoint.present, limit)
 
 

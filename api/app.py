@@ -12,12 +12,15 @@ from api.console.beside import beside
 from api.datasets import datasets
 from api.docs import docs
 from api.estimates import estimates
+from api.evaluations import evaluations
 from api.events import events
 from api.health import health
 from api.history import history
 from api.jobs import jobs
+from api.measurements import measurements
 from api.models import models
 from api.openapi import DESCRIPTION, complete
+from api.reports import reports
 from api.state import open_state
 from api.strict import refuse_unknown_query
 from api.targets import targets
@@ -58,7 +61,8 @@ def create_app(settings: Settings) -> APIFlask:
     rates.install(app, settings)
     app.before_request(refuse_unknown_query)
     for blueprint in (
-        uploads, datasets, models, targets, estimates, jobs, events, history, variants, webhooks, access,
+        uploads, datasets, models, targets, estimates, jobs, events, history, reports, evaluations, variants,
+        measurements, webhooks, access,
     ):  # fmt: skip
         app.register_blueprint(blueprint, url_prefix="/v1")
     for blueprint in (health, metrics.metrics, docs):

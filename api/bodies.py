@@ -13,6 +13,7 @@ from tempfile import mkdtemp
 from flask import request
 from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
+from api.patience import patience
 from foundry.errors import InvalidData
 from foundry.intake.documents import JSONL_SUFFIXES
 from foundry.store.artifacts import Blob, storage_errors
@@ -20,7 +21,7 @@ from foundry.store.settings import Settings
 
 _JSONL = frozenset({"application/jsonl", "application/x-ndjson", "application/x-jsonlines", "application/json"})
 MEDIA_TYPES = (*sorted(_JSONL), "text/plain", "application/octet-stream")
-_CHUNK_BYTES = 2**20
+_CHUNK_BYTES = 2**16
 _ABANDONED_S = 24 * 3600
 """A folder this old was left by a process that was killed."""
 
@@ -34,7 +35,7 @@ def received_body(settings: Settings, name: str) -> Iterator[Path]:
     _require_plain()
     with staging(settings) as folder:
         path = folder / data_name(name, request.mimetype)
-        receive(path, settings.max_upload_bytes)
+        receive(path, settings.max_upload_bytes, settings.upload_silence_s)
         yield path
 
 
@@ -56,14 +57,17 @@ def staging(settings: Settings) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def receive(path: Path, most_bytes: int) -> Blob:
-    """Write the body of the running request to a new file; raise 400 when it ends early, 413, and `StorageFull`."""
+def receive(path: Path, most_bytes: int, upload_silence_s: float) -> Blob:
+    """Write the body of the running request to a new file; raise 400 when it ends early or comes too slowly, 413, and
+    `StorageFull`."""
     request.max_content_length = most_bytes
     digest = hashlib.sha256()
     with storage_errors(path.parent), path.open("xb") as file:
-        while chunk := request.stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            file.write(chunk)
+        with patience(request.environ.get("gunicorn.socket"), upload_silence_s) as still_there:
+            while chunk := request.stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                file.write(chunk)
+                still_there.set()
         received = file.tell()
         file.flush()
         os.fsync(file.fileno())

@@ -23,6 +23,7 @@ from foundry.errors import (
     RateLimited,
     StateConflict,
     StorageFull,
+    StorageUnavailable,
     Unauthorized,
     UserError,
 )
@@ -38,6 +39,7 @@ STATUS: dict[type[FoundryError], HTTPStatus] = {
     IdempotencyConflict: HTTPStatus.UNPROCESSABLE_ENTITY,
     DatabaseUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     StorageFull: HTTPStatus.INSUFFICIENT_STORAGE,
+    StorageUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """The nearest ancestor of an error decides; what has none here is the service's own fault and is answered with 500."""
 _RETRYABLE = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS})

@@ -1,8 +1,8 @@
-"""/v1/customization/jobs/ID/events: a job's history, as a list, a long poll or a stream."""
+"""/v1/customization/jobs/ID/events and the same of evaluations: a history as a list, a long poll or a stream."""
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import structlog
 from apiflask import APIBlueprint
@@ -16,8 +16,9 @@ from api.state import State, state
 from api.watcher import Ticket
 from foundry.errors import FoundryError
 from foundry.spec.access import Scope
+from foundry.spec.evaluation import Evaluation
 from foundry.spec.lifecycle import JobEvent
-from foundry.spec.resources import Page
+from foundry.spec.resources import Job, Page
 
 events = APIBlueprint("events", __name__)
 _log = structlog.get_logger()
@@ -58,17 +59,30 @@ def list_events(job_id: str, query_data: EventsQuery, headers_data: StreamHeader
 
     With Accept: text/event-stream they are streamed as they happen, from after Last-Event-ID or `after` on.
     """
+    return events_of(state().jobs, job_id, query_data, headers_data)
+
+
+class Eventful(Protocol):
+    """A store of work that has events: jobs, evaluations."""
+
+    def get(self, project_id: str, work_id: str, /) -> Job | Evaluation: ...
+
+    def events(self, project_id: str, work_id: str, after: int, limit: int, /) -> Sequence[JobEvent]: ...
+
+
+def events_of(work: Eventful, work_id: str, query: EventsQuery, headers: StreamHeaders) -> Page[JobEvent] | Response:
+    """The events of one job or evaluation, in the form that the running request accepts."""
     if request.accept_mimetypes.best_match(["application/json", EVENT_STREAM]) == EVENT_STREAM:
-        after = query_data.after if headers_data.last_event_id is None else headers_data.last_event_id
-        return _stream(_Reader(state(), project_id(), job_id, after))
-    return _poll(_Reader(state(), project_id(), job_id, query_data.after), query_data)
+        after = query.after if headers.last_event_id is None else headers.last_event_id
+        return _stream(_Reader(work, project_id(), work_id, after))
+    return _poll(_Reader(work, project_id(), work_id, query.after), query)
 
 
 class _Reader:
-    """Reads one job's events in order and remembers how far it is."""
+    """Reads the events of one job or evaluation in order and remembers how far it is."""
 
-    def __init__(self, memory: State, project: str, job_id: str, after: int) -> None:
-        self._memory, self._project, self.job_id = memory, project, job_id
+    def __init__(self, work: Eventful, project: str, work_id: str, after: int) -> None:
+        self._work, self._project, self.work_id = work, project, work_id
         self.after = after
         self.ended = False
         """Whether the job is over and its last event has been read."""
@@ -80,8 +94,8 @@ class _Reader:
     def look(self, limit: int) -> tuple[Sequence[JobEvent], bool]:
         """The next events, and whether the job has none after them; the reader stays where it is."""
         # The status first: an event that is written between the two reads must not be missed.
-        is_terminal = self._memory.jobs.get(self._project, self.job_id).is_terminal
-        found = self._memory.jobs.events(self._project, self.job_id, self.after, limit)
+        is_terminal = self._work.get(self._project, self.work_id).is_terminal
+        found = self._work.events(self._project, self.work_id, self.after, limit)
         return found, is_terminal and len(found) < limit
 
     def take(self, found: Sequence[JobEvent], ended: bool) -> Sequence[JobEvent]:
@@ -105,7 +119,7 @@ def _poll(reader: _Reader, query: EventsQuery) -> Page[JobEvent]:
 
 def _wait(reader: _Reader, query: EventsQuery) -> Sequence[JobEvent]:
     deadline = time.monotonic() + query.wait
-    with state().watcher.watching(reader.job_id, reader.after) as ticket:
+    with state().watcher.watching(reader.work_id, reader.after) as ticket:
         while (left := deadline - time.monotonic()) > 0 and not state().streams.stopping:
             if ticket.wait(min(_PAUSE_S, left)):
                 if (found := reader.read(query.limit)) or reader.ended:
@@ -128,7 +142,7 @@ def _stream(reader: _Reader) -> Response:
 def _messages(reader: _Reader, found: Sequence[JobEvent], memory: State) -> Iterator[str]:
     began_at = spoke_at = time.monotonic()
     yield "retry: 1000\n\n"
-    with memory.watcher.watching(reader.job_id, reader.after) as ticket:
+    with memory.watcher.watching(reader.work_id, reader.after) as ticket:
         while True:
             for event in found:
                 yield f"id: {event.seq}\ndata: {event.model_dump_json()}\n\n"
@@ -153,5 +167,5 @@ def _next(reader: _Reader, ticket: Ticket, memory: State) -> Sequence[JobEvent]:
         return []
     if ticket.latest <= reader.after:  # the database was away: ask it, and let it say so
         return reader.read(limit=1000)
-    key = (reader.job_id, reader.after, ticket.latest)
+    key = (reader.work_id, reader.after, ticket.latest)
     return reader.take(*memory.watcher.once(key, lambda: reader.look(limit=1000)))

@@ -10,8 +10,6 @@ from foundry.errors import OperatorError
 from foundry.spec.resources import Resource
 
 health = APIBlueprint("health", __name__)
-LEAST_FREE_BYTES = 2**28
-"""Below this an upload or a variant would soon fail half-way."""
 
 
 class Alive(Resource):
@@ -53,10 +51,15 @@ def _database(memory: State) -> str:
 
 
 def _disk(memory: State) -> str:
-    folder = memory.settings.artifacts
+    """Of artifacts, and of the work folder where it is on this machine."""
+    settings = memory.settings
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
+        settings.artifacts.mkdir(parents=True, exist_ok=True)
+        folders = [settings.artifacts, *([settings.work] if settings.work.is_dir() else [])]
+        free = {
+            name: shutil.disk_usage(folder).free for name, folder in zip(("artifacts", "work"), folders, strict=False)
+        }
     except OSError as error:
         return f"the folder of the artifacts cannot be used: {error.strerror}"
-    return "ok" if free >= LEAST_FREE_BYTES else f"storage_full: {free:,} bytes free"
+    full = [f"{left:,} bytes free for {name}" for name, left in free.items() if left < settings.least_free_bytes]
+    return f"storage_full: {', '.join(full)}" if full else "ok"

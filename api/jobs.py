@@ -1,5 +1,6 @@
 """/v1/customization/jobs: submit, look, steer."""
 
+import structlog
 from apiflask import APIBlueprint
 from pydantic import Field
 
@@ -10,7 +11,7 @@ from api.pages import PageQuery
 from api.queue import ring
 from api.records import Body
 from api.state import state
-from foundry.errors import IllegalTransition
+from foundry.errors import IllegalTransition, UserError
 from foundry.spec.access import Scope
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import Status
@@ -19,6 +20,7 @@ from foundry.spec.resources import Job, Page
 from foundry.store.records import Idempotency, JobInputs
 
 jobs = APIBlueprint("jobs", __name__)
+_log = structlog.get_logger()
 
 
 class JobsQuery(PageQuery):
@@ -149,13 +151,20 @@ def submit_again(job_id: str, once: Idempotency | None) -> Job:
 
 
 def submit(given: JobSpec, once: Idempotency | None, parent_id: str | None = None) -> Job:
-    """A repeated request gets its job, whatever has become of teacher and data since: that is looked up first."""
+    """A repeated request gets its job, whatever has become of teacher and data since.
+
+    The store looks for it in the transaction that would make another; here only where the request would be refused now.
+    """
     project, memory = project_id(), state()
-    if made := memory.requests.made(project, once):
-        return memory.jobs.get(project, made)
-    spec = memory.targets.resolve(project, given)
-    inputs: JobInputs = admit(spec, project)
+    try:
+        spec = memory.targets.resolve(project, given)
+        inputs: JobInputs = admit(spec, project)
+    except UserError:
+        if made := memory.requests.made(project, once):
+            return memory.jobs.get(project, made)
+        raise
     job = memory.jobs.submit(project, spec, inputs, once, parent_id)
+    _log.info("job submitted", job_id=job.id)  # with the id of the request, so that a worker's lines lead back to it
     ring(memory.settings.broker_url, job.id)
     return job
 

@@ -16,8 +16,9 @@ from api.openapi import text
 from api.state import State, state
 from foundry.spec.access import Scope
 from foundry.spec.lifecycle import Status
+from foundry.store.database import db_now
 from foundry.store.project_tables import DeliveryRow
-from foundry.store.tables import JobRow
+from foundry.store.tables import AttemptRow, JobRow
 
 metrics = APIBlueprint("metrics", __name__)
 _NAME = "foundry.metrics"
@@ -40,6 +41,15 @@ class Meters:
         self.oldest = Gauge(
             "foundry_oldest_queued_job_seconds", "How long the oldest queued job has waited", registry=self.registry
         )
+        self.lost = Gauge(
+            "foundry_lost_attempts_last_hour", "Attempts of the last hour that ended badly, or without a word",
+            registry=self.registry,
+        )  # fmt: skip
+        self.free = Gauge(
+            "foundry_disk_free_bytes",
+            "Free for artifacts and work, on this machine",
+            registry=self.registry,
+        )
         self.deliveries = Gauge(
             "foundry_pending_webhook_deliveries", "Messages not yet delivered", registry=self.registry
         )
@@ -53,10 +63,15 @@ class Meters:
             oldest = session.scalar(
                 select(JobRow.created_at).where(JobRow.status == Status.QUEUED.value).order_by(JobRow.id).limit(1)
             )
+            lost = session.scalar(
+                select(func.count()).where(AttemptRow.outcome == "lost", AttemptRow.ended_at > db_now() - 3600)
+            )
             pending = session.scalar(select(func.count()).where(DeliveryRow.status == "pending"))
         for status in active:
             self.jobs.labels(status.value).set(found.get(status.value, 0))
         self.oldest.set(max(0.0, time.time() - oldest) if oldest is not None else 0.0)
+        self.lost.set(lost or 0)
+        self.free.set(memory.forecasts.disk_free_bytes() or 0)
         self.deliveries.set(pending or 0)
         self.streams.set(memory.streams.open)
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +13,7 @@ from api.auth import OPEN_ENDPOINTS, scope_of
 from api.errors import MEDIA_TYPE, Problem
 from api.examples import EXAMPLES
 from foundry.spec.access import Scope
+from foundry.spec.report import JobReport
 
 EVENT_STREAM = "text/event-stream"
 DESCRIPTION = (
@@ -68,6 +69,13 @@ def document(kind: type[BaseModel], description: str) -> dict[int, Any]:
     return {200: {"description": description, "content": {"application/json": {"schema": _inline(kind)}}}}
 
 
+def report_document() -> dict[int, Any]:
+    """For `doc(responses=...)`: a job's report in one of its forms; 304 and parts as of every stored file."""
+    content = {"application/json": {"schema": _inline(JobReport)}, "text/html": {"schema": _TEXT}}
+    whole = {"description": "The report", "content": content | {"text/markdown": {"schema": _TEXT}}}
+    return FILE | {200: {**whole, "headers": _FILE_HEADERS}}
+
+
 def complete(spec: dict[str, Any]) -> dict[str, Any]:
     """APIFlask's document with every problem, the key on all that needs one, and one name for one schema."""
     spec = _one_name_each(spec)
@@ -78,11 +86,14 @@ def complete(spec: dict[str, Any]) -> dict[str, Any]:
     spec["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for name, example in EXAMPLES.items():
         schemas[name]["examples"] = [example]
+    from api.answers import answers  # late: it shows the records of views, which import this module
+
     scopes = _scopes()
     for operations in spec["paths"].values():
         for method, operation in operations.items():
             endpoint = operation["operationId"].removeprefix(f"{method}_")
             _complete_operation(operation, closed=endpoint in scopes, scope=scopes.get(endpoint))
+            _add_examples(operation, answers())
     return spec
 
 
@@ -127,6 +138,31 @@ def _complete_operation(operation: dict[str, Any], *, closed: bool, scope: Scope
                 response["content"] = _PROBLEM
             elif int(status_code) in (204, 304):
                 response.pop("content", None)
+
+
+def _add_examples(operation: dict[str, Any], answers: Mapping[str, Any]) -> None:
+    """One example for every answer that has a body: of the record, of the problem, of the text."""
+    from api.answers import problem
+
+    for status, response in operation["responses"].items():
+        for media_type, media in response.get("content", {}).items():
+            named = media["schema"].get("$ref", "").rpartition("/")[2] or media["schema"].get("title", "")
+            if media_type == MEDIA_TYPE:
+                code = HTTPStatus.INTERNAL_SERVER_ERROR if status == "default" else HTTPStatus(int(status))
+                response["content"] = {MEDIA_TYPE: {**media, "example": problem(code)}}
+            elif named in answers:
+                media["example"] = answers[named]
+            elif media_type in _TEXTS:
+                media["example"] = _TEXTS[media_type]
+
+
+_TEXTS = {
+    EVENT_STREAM: 'id: 7\ndata: {"seq": 7, "type": "progress", "message": "distill 1200/4000"}\n\n',
+    "text/plain": 'foundry_jobs{status="running"} 2.0\n',
+    "text/html": "<!doctype html>...",
+    "text/markdown": "# my-teacher for kiosk\n",
+    "application/octet-stream": "(bytes)",
+}
 
 
 def _inline(kind: type[BaseModel]) -> dict[str, Any]:

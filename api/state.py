@@ -7,14 +7,17 @@ from flask import current_app
 from api.streams import Streams
 from api.watcher import Watcher
 from foundry.store.aliases import Aliases
-from foundry.store.artifacts import ArtifactStore, LocalArtifacts
+from foundry.store.artifacts import ArtifactStore, open_artifacts
 from foundry.store.database import Database
 from foundry.store.datasets import Datasets
+from foundry.store.evaluations import Evaluations
 from foundry.store.forecasts import Forecasts
 from foundry.store.history import History
 from foundry.store.idempotency import Requests
+from foundry.store.job_files import JobFiles
 from foundry.store.jobs import Jobs
 from foundry.store.keys import Keys, read_or_make_secret
+from foundry.store.measurements import Measurements
 from foundry.store.models import Models
 from foundry.store.projects import Members, Projects
 from foundry.store.removal import Removal
@@ -38,8 +41,11 @@ class State:
     keys: Keys
     datasets: Datasets
     jobs: Jobs
+    evaluations: Evaluations
+    job_files: JobFiles
     history: History
     variants: Variants
+    measurements: Measurements
     aliases: Aliases
     uploads: Uploads
     models: Models
@@ -58,7 +64,7 @@ class State:
 def open_state(settings: Settings) -> State:
     """Connects to nothing yet: the service starts while its database is still starting."""
     database = Database(settings.database_url)
-    artifacts = LocalArtifacts(settings.artifacts)
+    artifacts = open_artifacts(settings)
     keys = Keys(database, read_or_make_secret(settings.home / "secret"))
     return State(
         settings=settings,
@@ -67,8 +73,11 @@ def open_state(settings: Settings) -> State:
         keys=keys,
         datasets=Datasets(database, artifacts),
         jobs=Jobs(database, settings),
+        evaluations=Evaluations(database),
+        job_files=JobFiles(database, artifacts),
         history=History(database),
         variants=Variants(database, artifacts),
+        measurements=Measurements(database),
         aliases=Aliases(database),
         uploads=Uploads(database, settings),
         models=Models(database, artifacts, settings),

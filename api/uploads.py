@@ -92,7 +92,7 @@ def put_part(upload_id: str, number: int, headers_data: PartHeaders) -> UploadPa
     upload = state().uploads.get(project_id(), upload_id)
     staged = state().uploads.staging(upload.id)
     try:
-        found = receive(staged, upload.part_bytes)
+        found = receive(staged, upload.part_bytes, state().settings.upload_silence_s)
         require_digest(found, headers_data.content_digest)
         return state().uploads.put_part(project_id(), upload_id, number, staged, found)
     finally:

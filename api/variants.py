@@ -1,11 +1,13 @@
 """/v1/variants and /v1/aliases: finished models, their files, and names that point to them."""
 
 import re
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from apiflask import APIBlueprint
-from flask import Response
+from flask import redirect
 from pydantic import Field
+from werkzeug import Response
 
 from api.auth import needs, project_id
 from api.downloads import send_artifact
@@ -20,6 +22,7 @@ from foundry.spec.resources import Page, Variant, VariantLineage
 from foundry.spec.variant import VariantManifest
 
 variants = APIBlueprint("variants", __name__)
+_LINK_S = 600.0
 _ALIAS = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -83,8 +86,14 @@ def get_lineage(variant_id: str) -> VariantLineage:
 @needs(Scope.VARIANTS_READ)
 @variants.doc(responses=FILE)
 def get_file(variant_id: str, path: str) -> Response:
-    """One file, or a part of it by Range; the entity tag is its SHA-256."""
-    return send_artifact(*state().variants.file(project_id(), variant_id, path))
+    """One file, or a part of it by Range; the entity tag is its SHA-256. Where the service's artifacts lie in a bucket,
+    the answer may be 307 with a link into it that is good for ten minutes."""
+    memory = state()
+    if memory.settings.downloads == "presigned":
+        artifact = memory.variants.artifact(project_id(), variant_id, path)
+        if link := memory.artifacts.link(artifact.sha256, _LINK_S):
+            return redirect(link, HTTPStatus.TEMPORARY_REDIRECT)
+    return send_artifact(*memory.variants.file(project_id(), variant_id, path))
 
 
 @variants.get("/aliases")

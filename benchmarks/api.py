@@ -95,13 +95,13 @@ class Api:
 
 
 @contextmanager
-def running(serving: Serving, url: str) -> Iterator[tuple[Api, psutil.Process]]:
-    """The API on this database; also the process that answers."""
+def running(serving: Serving, url: str, processes: int) -> Iterator[tuple[Api, list[psutil.Process]]]:
+    """The API on this database; also the processes that answer."""
     port = free_port()
     environment = {
         **os.environ, "FOUNDRY_HOME": str(serving.settings.home), "FOUNDRY_PORT": str(port),
         "FOUNDRY_DATABASE_URL": url, "FOUNDRY_TEACHER_ROOTS": str(serving.teacher.parent),
-        "FOUNDRY_REQUESTS_PER_MINUTE": "100000000",
+        "FOUNDRY_REQUESTS_PER_MINUTE": "100000000", "WEB_CONCURRENCY": str(processes),
     }  # fmt: skip
     command = [sys.executable, "-m", "gunicorn", "--config", "python:api.gunicorn_conf", "api.wsgi:app"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -116,8 +116,7 @@ def running(serving: Serving, url: str) -> Iterator[tuple[Api, psutil.Process]]:
             except OSError:
                 assert process.poll() is None
                 time.sleep(0.1)
-        (worker,) = psutil.Process(process.pid).children()
-        yield api, worker
+        yield api, psutil.Process(process.pid).children()
     finally:
         process.terminate()
         process.wait(60)
@@ -207,8 +206,9 @@ def measure(kind: str, url: str | None, options: argparse.Namespace) -> None:
         url = url or f"sqlite:///{serving.settings.home / 'foundry.db'}"
         serving.__dict__["settings"] = serving.settings.model_copy(update={"database_url": url})
         assert serving.teacher and serving.dataset
-        print(f"\n{kind}: {options.clients} clients\n{'':<42}{'requests':>10} {'p50':>11} {'p99':>11}")
-        with running(serving, url) as (api, worker):
+        print(f"\n{kind}: {options.clients} clients, {options.processes} processes")
+        print(f"{'':<42}{'requests':>10} {'p50':>11} {'p99':>11}")
+        with running(serving, url, options.processes) as (api, workers):
             for figures in requests(api, [], options.clients, options.seconds):
                 print(figures, flush=True)
             for figures in requests(api, fill(serving, options.jobs), options.clients, options.seconds):
@@ -228,7 +228,8 @@ def measure(kind: str, url: str | None, options: argparse.Namespace) -> None:
                     ours = download_mb_per_s(api.port, path, api.headers)
                     ratios.append(ours / plain)
             print(f"download: {ours:.0f} MB/s, {median(ratios):.0%} of plain sendfile (median of {len(ratios)} pairs)")
-            print(f"memory of the API's process: {worker.memory_info().rss / 1e6:.0f} MB")
+            memory = ", ".join(f"{worker.memory_info().rss / 1e6:.0f} MB" for worker in workers)
+            print(f"memory of the API's processes: {memory}")
         serving.memory.database.close()
 
 
@@ -243,6 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--processes", type=int, default=1, help="of gunicorn")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each kind of request")
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--events", type=int, default=40)

@@ -162,7 +162,10 @@ class Bench:
             self.shapes(gone), self.shape, lambda shape: self.cutting.score(shape, said=method), self.candidates
         )
         self._ours[gone] = shape = scored[0][0]
-        return self.record(method, gone, shape, self.loss(self.cut(shape, ALL)) - self.base)
+        repairs, _ = self.cutting.settle(shape, scored[0][1], method)
+        left_out = ", ".join(sorted(set(ALL) - set(repairs)))
+        print(f"{method}, {gone:.0%}: left out {left_out or 'nothing'}", flush=True)
+        return self.record(method, gone, shape, self.loss(self.cut(shape, repairs)) - self.base)
 
     def ablation(self, name: str, gone: float, repairs: tuple[Repair, ...]) -> Record:
         """Other repairs at the shape that all repairs have chosen."""

@@ -17,6 +17,7 @@ from foundry.engine.export.apart import ONNX, ask
 from foundry.engine.export.onnx import write_onnx
 from foundry.engine.export.runtime import Questions
 from foundry.errors import ExportFailed
+from foundry.intake.checkpoint import open_checkpoint
 from tests.families import FAMILY_NAMES, VOCABULARY, genuine
 from tests.tiny import CONTEXT, new_tokenizer
 
@@ -43,7 +44,7 @@ def tried(name: str, folder: Path) -> str:
     said = []
     for quantisation in ("fp32", "int4"):
         try:
-            write_onnx(folder / "model", folder / quantisation, quantisation=quantisation)
+            write_onnx(open_checkpoint(folder / "model"), folder / quantisation, quantisation=quantisation)
             questions = Questions(model=str(folder / quantisation), context_tokens=CONTEXT, passages=[passage])
             found = ask(ONNX, questions).losses[0]
         except ExportFailed as error:

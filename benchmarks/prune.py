@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--choice-tokens", type=int, default=4096, help="text that shapes are compared on")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="shares that go")
     parser.add_argument("--ablate-local", type=float, nargs="*", default=[0.5], help="ratios with the slow ablations")
-    parser.add_argument("--skip-ablation", action="store_true")
+    parser.add_argument("--ablations", nargs="*", choices=_ABLATION, default=list(_ABLATION), metavar="NAME")
     parser.add_argument("--skip-peers", action="store_true", help="leave Torch-Pruning out")
     parser.add_argument("--show", type=Path, nargs="+", metavar="JSONL", help="measure nothing; join earlier runs")
     parser.add_argument("--seed", type=int, default=0)
@@ -112,9 +112,8 @@ def _measured(bench: Bench, args: argparse.Namespace) -> Iterator[Record]:
         peer = TorchPruning(bench)
         for gone in args.ratios:
             yield from peer.measured(gone)
-    if args.skip_ablation:
-        return
-    for name, repairs in _ABLATION.items():
+    for name in args.ablations:
+        repairs = _ABLATION[name]
         for gone in args.ablate_local if "local" in repairs else args.ratios:
             yield bench.ablation(name, gone, repairs)
 

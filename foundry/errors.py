@@ -34,6 +34,7 @@
     │   ├── ArtifactDamaged       stored or produced bytes are not those of their digest
     │   ├── NotTrusted            no signature, or not the expected key's
     │   ├── StorageFull
+    │   ├── StorageUnavailable    the bucket of the artifacts does not answer or refuses us
     │   ├── OutOfMemory
     │   ├── Diverged              the loss is no longer a number
     │   ├── ExportFailed          a written file did not pass the check in its own runtime
@@ -302,6 +303,12 @@ class StorageFull(OperatorError):
     """The disk is full."""
 
     code = "storage_full"
+
+
+class StorageUnavailable(OperatorError):
+    """The artifact store does not answer; what was asked can be asked again later."""
+
+    code = "storage_unavailable"
 
 
 class OutOfMemory(OperatorError):

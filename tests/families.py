@@ -29,6 +29,9 @@ _YARN = {
 _MORE: dict[str, dict[str, Any]] = {
     "gemma2": {"sliding_window": 16, "query_pre_attn_scalar": 16},
     "gemma3": {"sliding_window": 16, "query_pre_attn_scalar": 16},
+    "exaone4": {"sliding_window": None},
+    "glm": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    "glm4": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
     "granite": {
         "embedding_multiplier": 1.5, "logits_scaling": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.25,
     },
@@ -65,6 +68,8 @@ def genuine(
         settings |= {"num_key_value_heads": kv_heads or max(1, heads // 2), "head_dim": HEAD_DIM}
     if name == "mixtral":
         settings |= {"num_local_experts": EXPERTS, "num_experts_per_tok": 2}
+    if name == "exaone4":  # its class cannot make the list itself where there is no window
+        settings |= {"layer_types": ["full_attention"] * layers}
     if name == "qwen3_moe":
         settings |= {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": ffn}
     if tied is not None:

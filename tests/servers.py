@@ -99,6 +99,11 @@ class Redis:
             self._process.wait()
             self._process = None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the server while it runs."""
+        return self._process.pid if self._process else None
+
     def close(self) -> None:
         """Stop the server and remove its folder."""
         self.stop()

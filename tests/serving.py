@@ -1,22 +1,26 @@
 """A real service in a folder: SQLite, keys, artifacts, a teacher; a job taken through the store as a worker would."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from api.state import State, open_state
 from foundry.intake.documents import summarise
 from foundry.spec.estimate import estimate
+from foundry.spec.evaluation import Evaluation, EvaluationSpec
 from foundry.spec.family import families
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.resources import Dataset, Job, Variant
 from foundry.spec.variant import Artifact, Lineage, VariantManifest
-from foundry.store.records import JobInputs, NewVariant
+from foundry.store.job_files import REPORTS
+from foundry.store.records import EvaluationInputs, JobInputs, ModelPlace, NewVariant
 from foundry.store.settings import Settings
 from tests.checkpoints import LLAMA, write_checkpoint
 
@@ -75,22 +79,35 @@ class Serving:
         self.memory.jobs.append(claim, events)
         self.memory.jobs.release(claim, "said enough")
 
-    def publish(self, job: Job, files: dict[str, bytes]) -> Variant:
-        """Finish a queued job with one variant that has these files and a manifest."""
+    def publish(self, job: Job, files: dict[str, bytes], forms: Mapping[str, str] = MappingProxyType({})) -> Variant:
+        """Finish a queued job with one variant that has these files, of these formats, and a manifest."""
         claim = self.memory.jobs.claim("tester", job.id)
         assert claim is not None
-        artifacts = tuple(self._keep(name, content) for name, content in files.items())
+        artifacts = tuple(self._keep(name, content, forms.get(name)) for name, content in files.items())
         manifest = _manifest(job, artifacts)
         shipped = self._keep("manifest.json", manifest.model_dump_json().encode())
         new = NewVariant(manifest=manifest, manifest_sha256=shipped.sha256, files=(*artifacts, shipped))
         self.memory.jobs.succeed(claim, [new])
         return self.memory.variants.list(self.project, job.id).data[0]
 
-    def _keep(self, name: str, content: bytes) -> Artifact:
+    def keep_report(self, job: Job, content: bytes = b"{}") -> None:
+        """A report of a queued job, the same in every form."""
+        claim = self.memory.jobs.claim("tester", job.id)
+        assert claim is not None
+        self.memory.jobs.keep_files(claim, "report", [self._keep(path, content) for path in REPORTS.values()])
+        self.memory.jobs.release(claim, "reported enough")
+
+    def evaluate(self, variant: Variant, **changes: Any) -> Evaluation:
+        """A queued evaluation of a variant."""
+        spec = EvaluationSpec.model_validate({"model": variant.id, "suite": "quick"} | changes)
+        inputs = EvaluationInputs(model=ModelPlace(id=variant.id, name=variant.id, files=variant.files))
+        return self.memory.evaluations.submit(self.project, spec, inputs)
+
+    def _keep(self, name: str, content: bytes, form: str | None = None) -> Artifact:
         path = self.folder / "kept"
         path.write_bytes(content)
         self.memory.artifacts.put(path)
-        return Artifact(path=name, bytes=len(content), sha256=sha256(content).hexdigest())
+        return Artifact(path=name, bytes=len(content), sha256=sha256(content).hexdigest(), format=form)
 
 
 def _manifest(job: Job, files: tuple[Artifact, ...]) -> VariantManifest:

@@ -59,6 +59,18 @@ def new_model(
         return LlamaForCausalLM(config).eval()
 
 
+def narrow(model: LlamaForCausalLM, dimensions: int) -> LlamaForCausalLM:
+    """Confine a model's residual stream to so many dimensions, which lie at random in its hidden ones."""
+    hidden = model.config.hidden_size
+    turn = torch.linalg.qr(torch.randn(hidden, hidden, generator=torch.Generator().manual_seed(3)))[0][:, :dimensions]
+    inside = turn @ turn.T
+    model.model.embed_tokens.weight.data @= inside
+    for layer in model.model.layers:
+        for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            matrix.weight.data = inside @ matrix.weight.data
+    return model
+
+
 def save(folder: Path, model: LlamaForCausalLM | None = None, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
     """Write a model and its tokenizer as a hub folder; a default tiny model when none is given."""
     (model or new_model()).save_pretrained(folder)

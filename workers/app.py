@@ -13,6 +13,7 @@ from celery.worker import state
 from foundry.errors import InvalidSettings
 from foundry.store.settings import Settings
 from workers import logs
+from workers.meters import METERS
 from workers.postman import Postman
 from workers.reconciler import Reconciler
 from workers.station import open_station
@@ -68,3 +69,4 @@ def _start_reconciler(sender: Any, **_: Any) -> None:
     station = open_station(settings, stopping)
     Reconciler(settings, station.jobs, ring=ring, is_idle=is_idle, sweeps=station.sweeps).start()
     Postman(settings, station.outbox).start()
+    METERS.show(settings)

@@ -13,6 +13,7 @@ import structlog
 from foundry.errors import FoundryError, OperatorError
 from foundry.store.settings import Settings
 from workers import logs
+from workers.meters import METERS
 from workers.postman import Postman
 from workers.reconciler import Reconciler
 from workers.station import Station, open_station
@@ -25,7 +26,7 @@ def work(station: Station, stopping: threading.Event) -> None:
     """Claim and carry out jobs, one after the other, until `stopping` is set."""
     while not stopping.is_set():
         try:
-            claim = station.jobs.claim(station.name)
+            claim = station.jobs.claim(station.name, memory_bytes=station.settings.memory_bytes)
         except OperatorError as error:
             _log.warning("the database does not answer; trying again", error=error.message)
             stopping.wait(_RETRY_S)
@@ -57,6 +58,7 @@ def main() -> int:
     postman = Postman(settings, station.outbox)
     reconciler.start()
     postman.start()
+    METERS.show(settings)
     _log.info("worker started", worker=station.name, work=str(settings.work))
     work(station, stopping)
     reconciler.stop()

@@ -41,11 +41,21 @@ class Lose:
     reason: Reason
 
 
-Ending = Publish | Fail | Pause | Release | Lose
+@dataclass(frozen=True)
+class Starve:
+    """The run needed more memory than there was: once more with smaller micro-batches."""
+
+    reason: Reason
 
 
-def ending_of(status: int, *, asked: bool, said: RunEvent | None, last_lines: Sequence[str]) -> Ending:
-    """`status` as `Popen` gives it; `asked` whether we asked the run to stop; `said` its last event of level error."""
+Ending = Publish | Fail | Pause | Release | Lose | Starve
+
+
+def ending_of(
+    status: int, *, asked: bool, said: RunEvent | None, last_lines: Sequence[str], starved: bool = False,
+) -> Ending:  # fmt: skip
+    """`status` as `Popen` gives it; `asked` whether we asked the run to stop; `said` its last event of level error;
+    `starved` whether the kernel killed a process of ours for want of memory while the run went on."""
     match status:
         case ExitCode.DONE:
             return Publish()
@@ -57,8 +67,15 @@ def ending_of(status: int, *, asked: bool, said: RunEvent | None, last_lines: Se
             return Release("stopped as asked" if status == ExitCode.STOPPED else f"stopped as asked ({_how(status)})")
         case ExitCode.STOPPED:
             return Lose(Reason(code="stopped", message="the run stopped, though nobody had asked it to"))
-    reason = _reason(said, "out_of_memory" if status == ExitCode.OUT_OF_MEMORY else "crashed", last_lines)
-    return Lose(Reason(code=reason.code, message=f"the run {_how(status)}: {reason.message}"))
+        case ExitCode.OUT_OF_MEMORY:
+            return Starve(_told(status, _reason(said, "out_of_memory", last_lines)))
+        case _ if starved and status == -signal.SIGKILL:
+            return Starve(Reason(code="out_of_memory", message="the kernel killed the run for want of memory"))
+    return Lose(_told(status, _reason(said, "crashed", last_lines)))
+
+
+def _told(status: int, reason: Reason) -> Reason:
+    return Reason(code=reason.code, message=f"the run {_how(status)}: {reason.message}")
 
 
 def _reason(said: RunEvent | None, code: str, last_lines: Sequence[str]) -> Reason:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
@@ -28,7 +29,7 @@ _ALLOWED_FOR_THE_HUB = frozenset(
     }
 )  # fmt: skip
 _LINE_BYTES = 2**20
-_TAIL_LINES, _TAIL_CHARACTERS = 20, 500
+_TAIL_LINES, _TAIL_CHARACTERS = 60, 500
 _READERS_S = 5.0
 
 
@@ -54,8 +55,9 @@ class RunProcess:
         )  # fmt: skip
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         assert self._process.stdout is not None and self._process.stderr is not None
+        self._heard_at = time.monotonic()
         self._readers = [
-            self._reader(self._process.stdout, hear),
+            self._reader(self._process.stdout, self._noting(hear)),
             self._reader(self._process.stderr, self._remember),
         ]
 
@@ -95,9 +97,26 @@ class RunProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
+    @property
+    def silent_s(self) -> float:
+        """How long the run has said nothing on its standard output."""
+        return time.monotonic() - self._heard_at
+
+    def ask_where(self) -> None:
+        """Let every thread of the run write its stack to standard error; one that cannot ends."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGUSR1)
+
     def last_lines(self) -> tuple[str, ...]:
         """The end of its standard error."""
         return tuple(self._tail)
+
+    def _noting(self, hear: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        def note(line: bytes) -> None:
+            self._heard_at = time.monotonic()
+            hear(line)
+
+        return note
 
     def _reader(self, pipe: IO[bytes], take: Callable[[bytes], None]) -> threading.Thread:
         def read() -> None:

@@ -23,8 +23,12 @@ _MILESTONES = _STAGE_BOUNDS | {EventType.CHECKPOINT}
 class Relay:
     """One thread hears, another takes. Progress passes once in half a second and stage, the last of a stage always."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, now: Callable[[], float] = time.monotonic, *, also: Callable[[RunEvent], None] = lambda _: None
+    ) -> None:
+        """`also` is told of every event at once, before any is thinned out."""
         self._now = now
+        self._also = also
         self._lock = threading.Lock()
         self._waiting: list[RunEvent] = []
         self._held: dict[str, RunEvent] = {}
@@ -44,6 +48,7 @@ class Relay:
             return
         if len(event.message) > _MESSAGE_CHARACTERS:
             event = event.model_copy(update={"message": event.message[:_MESSAGE_CHARACTERS] + "…"})
+        self._also(event)
         with self._lock:
             if event.type is EventType.PROGRESS:
                 self._progress(event)

@@ -5,10 +5,11 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from foundry.store.artifacts import LocalArtifacts
+from foundry.store.artifacts import open_artifacts
 from foundry.store.database import Database
 from foundry.store.datasets import Datasets
 from foundry.store.jobs import Jobs
+from foundry.store.orphans import Orphans
 from foundry.store.outbox import Outbox
 from foundry.store.removal import Removal
 from foundry.store.settings import Settings
@@ -35,7 +36,7 @@ def open_station(settings: Settings, stopping: StopSignal) -> Station:
     """Connect; raise `DatabaseUnavailable` when the database is not there or not migrated."""
     database = Database(settings.database_url)
     database.ping()
-    artifacts = LocalArtifacts(settings.artifacts)
+    artifacts = open_artifacts(settings)
     jobs = Jobs(database, settings)
     supervisor = Supervisor(
         settings, jobs, Datasets(database, artifacts), artifacts, stopping=stopping, command=settings.run_command or RUN
@@ -43,5 +44,8 @@ def open_station(settings: Settings, stopping: StopSignal) -> Station:
     name = f"{socket.gethostname()}:{os.getpid()}"
     return Station(
         name=name, settings=settings, database=database, jobs=jobs, supervisor=supervisor, outbox=Outbox(database),
-        sweeps=(Uploads(database, settings).sweep, Removal(database, artifacts, settings).sweep),
+        sweeps=(
+            Uploads(database, settings).sweep, Removal(database, artifacts, settings).sweep, artifacts.sweep,
+            Orphans(database, artifacts).sweep,
+        ),
     )  # fmt: skip

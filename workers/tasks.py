@@ -14,18 +14,19 @@ _log = structlog.get_logger()
 
 @app.task(name="workers.tasks.customize")  # type: ignore[untyped-decorator]
 def customize(job_id: str) -> None:
-    """Carry out a job, unless another worker has it or it is over. The job's row says what happened."""
-    if stopping.is_set():
-        return  # the row stays queued, and another worker rings again
-    try:
-        station = _station_of(os.getpid())
-        claim = station.jobs.claim(station.name, job_id)
-    except OperatorError as error:
-        _log.warning("the job cannot be claimed now; it stays queued", job_id=job_id, error=error.message)
-        return
-    if claim is None:
-        _log.info("nothing to do: the job is not queued any more", job_id=job_id)
-    else:
+    """Somebody rang because of a job: carry out the one whose turn it is, and go on until there is none.
+
+    Going on spares the job that waited for a free slot of its project a third of a lease.
+    """
+    while not stopping.is_set():
+        try:
+            station = _station_of(os.getpid())
+            claim = station.jobs.claim(station.name, memory_bytes=settings.memory_bytes)
+        except OperatorError as error:
+            _log.warning("no job can be claimed now; they stay queued", rung_for=job_id, error=error.message)
+            return
+        if claim is None:
+            return
         station.supervisor.run(claim)
 
 

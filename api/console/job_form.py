@@ -99,7 +99,8 @@ def values_of(spec: JobSpec) -> MultiDict[str, str]:
 def _defaults(spec: JobSpec) -> Mapping[str, Any]:
     """What an empty field stands for, of every stage that the spec has."""
     stages = {name: type(stage)() for name in STAGES if (stage := getattr(spec, name)) is not None}
-    return flat({name: stage.model_dump(mode="json") for name, stage in stages.items()} | {"seed": 0, "name": ""})
+    fields = flat({name: stage.model_dump(mode="json") for name, stage in stages.items()})
+    return {**fields, "seed": 0, "name": ""}
 
 
 def _set_fields(target: dict[str, Any]) -> dict[str, Any]:

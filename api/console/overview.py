@@ -6,7 +6,6 @@ from typing import NamedTuple
 from flask import Blueprint, render_template
 
 from api.auth import caller, needs, project_id
-from api.health import LEAST_FREE_BYTES
 from api.state import State, state
 from foundry.spec.access import Scope
 from foundry.spec.lifecycle import Status
@@ -64,4 +63,4 @@ def _disk(memory: State) -> Disk | None:
     except OSError:
         return None
     least = min(found, key=lambda usage: usage.free)
-    return Disk(least.free, least.total, least.free < LEAST_FREE_BYTES)
+    return Disk(least.free, least.total, least.free < memory.settings.least_free_bytes)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from foundry.cli import account, folders, jobs, library, local, service, service_client, steering
+from foundry.cli import account, evaluations, folders, jobs, library, local, service, service_client, steering
 
 app = typer.Typer(
     name="foundry",
@@ -23,7 +23,8 @@ _PANELS = {
         steering.estimate, jobs.submit, jobs.watch, jobs.jobs, jobs.cancel, steering.pause, steering.resume,
         steering.retry, steering.clone, steering.logs, steering.metrics, jobs.download,
     ),
-    "Without a service": (local.targets, local.plan, local.run, local.evaluate, local.report),
+    "Without a service": (local.targets, local.plan, local.run),
+    "With or without one": (local.evaluate, local.report),
     "A variant's folder": (folders.verify, folders.measure, folders.serve),
 }  # fmt: skip
 for panel, commands in _PANELS.items():
@@ -31,6 +32,7 @@ for panel, commands in _PANELS.items():
         app.command(rich_help_panel=panel)(command)
 for name, group in {
     "datasets": library.datasets, "models": library.models, "variants": library.variants, "aliases": library.aliases,
+    "evaluations": evaluations.evaluations,
     "keys": account.keys, "webhooks": account.webhooks,
 }.items():  # fmt: skip
     app.add_typer(group, name=name, rich_help_panel="What a project has")

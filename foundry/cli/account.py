@@ -17,6 +17,7 @@ def login(
     key: Annotated[
         str | None, typer.Option(help="The API key; asked for when it is not given.", envvar="FOUNDRY_KEY")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Keep a service and the key to it, after trying them; the newest becomes the default."""
     from foundry.cli import render
@@ -28,11 +29,15 @@ def login(
         me = foundry.account.whoami()
     before = read_config()
     path = write_config(Config(name, {**before.profiles, name: Address(url.rstrip("/"), key)}))
-    render.say(f"{name} is {url}, project {me.project_id}, key {me.name!r}; kept in {path}", style="green")
+    if as_json:
+        render.print_json({"profile": name, "url": url, "project_id": me.project_id, "kept_in": str(path)})
+    else:
+        render.say(f"{name} is {url}, project {me.project_id}, key {me.name!r}; kept in {path}", style="green")
 
 
-def logout(name: Annotated[str, typer.Argument(help="The profile.")] = "default") -> None:
+def logout(name: Annotated[str, typer.Argument(help="The profile.")] = "default", as_json: AsJson = False) -> None:
     """Forget a profile; the key itself stays good until it is revoked."""
+    from foundry.cli import render
     from foundry.client.home import Config, read_config, write_config
     from foundry.errors import UserError
 
@@ -41,6 +46,7 @@ def logout(name: Annotated[str, typer.Argument(help="The profile.")] = "default"
         raise UserError(f"there is no profile {name!r}; known are: {', '.join(sorted(before.profiles)) or 'none'}")
     left = {known: address for known, address in before.profiles.items() if known != name}
     write_config(Config(None if before.default == name else before.default, left))
+    render.show_done(as_json, "forgotten", name)
 
 
 def profiles(as_json: AsJson = False) -> None:
@@ -142,10 +148,13 @@ def rotate_key(
 
 
 @keys.command("revoke")
-def revoke_key(key: Annotated[str, typer.Argument(metavar="KEY", help="A key's id.")]) -> None:
+def revoke_key(key: Annotated[str, typer.Argument(metavar="KEY", help="A key's id.")], as_json: AsJson = False) -> None:
     """Refuse a key from now on."""
+    from foundry.cli import render
+
     with service() as foundry:
         foundry.keys.revoke(key)
+    render.show_done(as_json, "revoked", key)
 
 
 @webhooks.command("list")
@@ -199,7 +208,10 @@ def test_webhook(endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT")], a
 
 
 @webhooks.command("delete")
-def delete_webhook(endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT")]) -> None:
+def delete_webhook(endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT")], as_json: AsJson = False) -> None:
     """Forget an endpoint."""
+    from foundry.cli import render
+
     with service() as foundry:
         foundry.webhooks.delete(endpoint)
+    render.show_done(as_json, "deleted", endpoint)

@@ -17,6 +17,7 @@ from rich.text import Text
 from foundry.cli.render import out, say, table
 from foundry.cli.running import interruptible, pick_device
 from foundry.errors import MissingExtra, UserError
+from foundry.spec.evaluation import PLAIN
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.suite import SuiteResult, find_suite, published, with_tasks
 from foundry.spec.variant import Metrics
@@ -30,12 +31,15 @@ _INTERRUPTED = 130
 
 def evaluate_here(
     model: str, suite: str, tasks: tuple[str, ...], task_folder: Path | None, data_dir: Path | None, limit: int | None,
-    allow_code: bool, output: Path | None, device: str | None,
+    allow_code: bool, output: Path | None, device: str | None, form: str | None = None,
 ) -> SuiteResult:  # fmt: skip
     """Score a model; raises what the engine raises, and `MissingExtra` without the harness."""
     _require("evaluate", "torch", "lm_eval")
     if data_dir is not None and not data_dir.is_dir():
         raise UserError(f"--data-dir {data_dir}: there is no such folder", pointer="/data_dir")
+    form = None if form == PLAIN else form
+    if form is not None:
+        _require("export", "xllamacpp")
     known = with_tasks(find_suite(suite), tasks)
     _quieten()
     from foundry.engine.evaluate.suites.model import evaluate_model
@@ -50,10 +54,11 @@ def evaluate_here(
         chosen = known
     else:
         chosen, manager = named_tasks(tasks)
-    folder = output or Path("evaluations") / f"{Path(model).name or 'model'}-{chosen.name}"
+    called = f"{Path(model).name or 'model'}-{chosen.name}" + (f"-{form.replace(':', '-')}" if form else "")
+    folder = output or Path("evaluations") / called
     conditions = Conditions(data_dir=data_dir, limit=limit, allow_code=allow_code)
     with _running(device, f"Finished tasks are in {folder}; the same command goes on behind them.") as context:
-        result = evaluate_model(model, chosen, folder, conditions, context, manager=manager)
+        result = evaluate_model(model, chosen, folder, conditions, context, manager=manager, form=form)
     write_json(folder / RESULT, result.model_dump(mode="json"))
     say(f"Written to {folder / RESULT}", style="dim")
     return result

@@ -42,13 +42,18 @@ def submit(
 
 
 def watch(
-    job: JobId,
+    job: Annotated[str, typer.Argument(metavar="JOB|EVALUATION", help="The id of a job or an evaluation.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
 ) -> None:
-    """Follow a job to its end; the exit code says whether it succeeded."""
+    """Follow a job or an evaluation to its end; the exit code says whether it succeeded."""
+    from foundry.cli import evaluations
+
     with service() as foundry:
+        work = foundry.evaluations if evaluations.is_evaluation(job) else foundry.jobs
         if as_json:
-            foundry.jobs.wait(job, progress=lambda event: print(event.model_dump_json(), flush=True))
+            work.wait(job, progress=lambda event: print(event.model_dump_json(), flush=True))
+        elif evaluations.is_evaluation(job):
+            evaluations.follow(foundry, job)
         else:
             _follow(foundry, job)
 

@@ -74,10 +74,13 @@ def preview_dataset(
 
 
 @datasets.command("delete")
-def delete_dataset(dataset: DatasetId) -> None:
+def delete_dataset(dataset: DatasetId, as_json: AsJson = False) -> None:
     """Delete a dataset and its bytes."""
+    from foundry.cli import render
+
     with service() as foundry:
         foundry.datasets.delete(dataset)
+    render.show_done(as_json, "deleted", dataset)
 
 
 @models.command("list")
@@ -117,10 +120,13 @@ def add_model(
 
 
 @models.command("delete")
-def delete_model(model: ModelId) -> None:
+def delete_model(model: ModelId, as_json: AsJson = False) -> None:
     """Forget a model; uploaded files go."""
+    from foundry.cli import render
+
     with service() as foundry:
         foundry.models.delete(model)
+    render.show_done(as_json, "deleted", model)
 
 
 @variants.command("list")
@@ -150,10 +156,13 @@ def show_lineage(variant: VariantId, as_json: AsJson = False) -> None:
 
 
 @variants.command("delete")
-def delete_variant(variant: VariantId) -> None:
+def delete_variant(variant: VariantId, as_json: AsJson = False) -> None:
     """Delete a variant and its files."""
+    from foundry.cli import render
+
     with service() as foundry:
         foundry.variants.delete(variant)
+    render.show_done(as_json, "deleted", variant)
 
 
 @aliases.command("list")
@@ -179,7 +188,10 @@ def set_alias(
 
 
 @aliases.command("delete")
-def delete_alias(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+def delete_alias(name: Annotated[str, typer.Argument(metavar="NAME")], as_json: AsJson = False) -> None:
     """Forget a name; the variant stays."""
+    from foundry.cli import render
+
     with service() as foundry:
         foundry.aliases.delete(name)
+    render.show_done(as_json, "deleted", name)

@@ -1,4 +1,4 @@
-"""The commands that need no service: targets, plan, run, evaluate, report."""
+"""The commands that work without a service: targets, plan, run; evaluate and report, which also work with one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -60,29 +60,45 @@ def run(
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A spec in YAML or JSON.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; started again, it goes on there.")],
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU when there is one.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Carry out a spec here and now, without a service."""
     from foundry.cli import render, running
     from foundry.cli.specfile import read_spec
 
     manifests = running.run_here(read_spec(spec), output, device)
+    if as_json:
+        render.print_json({manifest.target: str(folder) for folder, manifest in manifests})
+        return
     render.out().print(render.metrics_table([manifest for _, manifest in manifests]))
     for folder, _ in manifests:
         print(folder)
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's or a variant's folder, or ORG/NAME.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model's or a variant's folder, or ORG/NAME; or the id of a variant or model of the service "
+            "(var_..., mdl_...), which then does the work.",
+        ),
+    ],
+    format: Annotated[
+        str | None, typer.Option(help="Of a variant: a GGUF such as gguf:q4_k_m instead of the safetensors.")
+    ] = None,
     suite: Annotated[
-        str, typer.Option(help="minitron (the nine published benchmarks) or quick (four of them).")
-    ] = "quick",
+        str | None,
+        typer.Option(help="minitron (the nine published benchmarks) or quick (four of them).", show_default="quick"),
+    ] = None,
     tasks: Annotated[str | None, typer.Option(metavar="A,B", help="These tasks alone, by the harness's names.")] = None,
     task_folder: Annotated[Path | None, typer.Option(help="Your own tasks: the harness's YAML files.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Local copies of the benchmarks instead of the hub.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task (of each subject in MMLU).")] = None,
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Run code that the model writes, confined.")] = False,
     data: Annotated[
-        Path | None, typer.Option(help="Measure on the held-out side of this file instead of a suite.")
+        str | None,
+        typer.Option(metavar="FILE|DATASET", help="Measure on the held-out side of this instead of a suite."),
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="With --data: how close the model is to this one.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="With --data: how much of it is read.")] = 65_536,
@@ -90,20 +106,33 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Results of a suite; started again, it goes on there.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU when there is one.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="On the service: stay until the evaluation has ended.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score a model or a variant: in benchmarks, beside published models, or on your own held-out text."""
-    from foundry.cli import evaluating, render
+    from foundry.cli import evaluating, evaluations, render
 
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks else ()
+    if evaluations.is_of_the_service(model):
+        mine = {"--task-folder": task_folder, "--data-dir": data_dir, "--output": output, "--device": device}
+        if given := [option for option, value in mine.items() if value is not None] + ["--allow-code"] * allow_code:
+            raise typer.BadParameter(f"{', '.join(given)}: the service's operator decides that, not this command")
+        asked = {"model": model, "format": format, "suite": suite, "tasks": names or None, "limit": limit, "data": data}
+        asked |= {"teacher": teacher, "tokens": tokens if data else None}
+        evaluations.submit({name: value for name, value in asked.items() if value is not None}, watch, as_json)
+        return
     if data is not None:
-        rows = evaluating.measure_here(model, data, teacher, tokens, device)
+        rows = evaluating.measure_here(model, Path(data), teacher, tokens, device)
         if as_json:
             render.print_json(rows)
         else:
             render.out().print(evaluating.domain_table(rows))
         return
-    names = tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks else ()
-    result = evaluating.evaluate_here(model, suite, names, task_folder, data_dir, limit, allow_code, output, device)
+    result = evaluating.evaluate_here(
+        model, suite or "quick", names, task_folder, data_dir, limit, allow_code, output, device, format
+    )
     if as_json:
         render.print_json(result)
     else:
@@ -111,13 +140,24 @@ def evaluate(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a `foundry run`.")],
+    source: Annotated[
+        str, typer.Argument(metavar="JOB|FOLDER", help="A job of the service, or the folder of a `foundry run`.")
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to write; by default FOLDER/report.")
+        Path | None,
+        typer.Option("--output", "-o", help="Where to write; by default FOLDER/report, or a folder named by the job."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Make the report of a run again: one HTML page, Markdown and JSON."""
-    from foundry.cli import reporting
+    """Fetch the report of a job, or make that of a run again: one HTML page, Markdown and JSON."""
+    from foundry.cli import render, reporting
 
-    for path in reporting.report_on(folder, output):
-        print(path)
+    if source.startswith("job_") and not Path(source).is_dir():
+        written = reporting.fetch(source, output or Path(f"{source}-report"))
+    else:
+        written = reporting.report_on(Path(source), output)
+    if as_json:
+        render.print_json({path.name: str(path) for path in written})
+    else:
+        for path in written:
+            print(path)

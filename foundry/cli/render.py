@@ -14,6 +14,7 @@ from rich.text import Text
 
 from foundry.errors import Forbidden, FoundryError, RequestFailed, ServiceUnreachable, Unauthorized
 from foundry.spec.device import DeviceProfile
+from foundry.spec.evaluation import Evaluation
 from foundry.spec.lifecycle import JobEvent, Status
 from foundry.spec.resources import Job, Variant
 from foundry.spec.variant import Metrics, VariantManifest
@@ -95,6 +96,14 @@ def show_record(record: BaseModel, as_json: bool, **more: Any) -> None:
         show_pairs({**{name: getattr(record, name) for name in type(record).model_fields}, **more})
 
 
+def show_done(as_json: bool, what: str, whose: str) -> None:
+    """That something is done which has no result: `deleted ds_...`, or {"deleted": "ds_..."} for programs."""
+    if as_json:
+        print_json({what: whose})
+    else:
+        say(f"{what} {whose}")
+
+
 def show_pairs(pairs: Mapping[str, Any]) -> None:
     """Names and values below each other; what is empty is left out."""
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -171,6 +180,22 @@ def jobs_table(jobs: Iterable[Job]) -> Table:
             job.id, Text(job.status.value, style=_STATUS_STYLES.get(job.status, "")), _stage(job), names,
             f"{job.created_at.astimezone():%Y-%m-%d %H:%M}", Text(job.name),
             Text(job.status_reason.message if job.status_reason else ""),
+        )  # fmt: skip
+    return rows
+
+
+def evaluations_table(evaluations: Iterable[Evaluation]) -> Table:
+    """Newest first, with what was asked and how far it is."""
+    rows = table("evaluation", "status", "model", "asked", "done", "created", "name", "reason")
+    for one in evaluations:
+        suite = one.spec.chosen_suite()
+        asked = [suite.name] if suite else []
+        found = one.result.benchmarks.tasks if one.result and one.result.benchmarks else ()
+        rows.add_row(
+            one.id, Text(one.status.value, style=_STATUS_STYLES.get(one.status, "")), one.spec.model,
+            ", ".join([*asked, *([one.spec.data] if one.spec.data else [])]),
+            f"{len(found)}/{len(suite.tasks)}" if suite else "", f"{one.created_at.astimezone():%Y-%m-%d %H:%M}",
+            Text(one.name), Text(one.status_reason.message if one.status_reason else ""),
         )  # fmt: skip
     return rows
 

@@ -1,9 +1,27 @@
-"""`foundry report`: a run's report, made again from its folder."""
+"""`foundry report`: a job's report from the service, or a run's made again from its folder."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
+from foundry.client.jobs import ReportForm
 from foundry.errors import MissingExtra, UserError
+
+FORMS: tuple[ReportForm, ...] = ("html", "md", "json")
+
+
+def fetch(job_id: str, folder: Path) -> list[Path]:
+    """Write the report of a job of the service in all its forms; raises `NotFound` while there is none."""
+    from foundry.cli.service_client import service
+
+    written: list[Path] = []
+    with service() as foundry:
+        for form in FORMS:
+            content = foundry.jobs.report_text(job_id, form)
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"report.{form}"
+            path.write_text(content, encoding="utf-8")
+            written.append(path)
+    return written
 
 
 def report_on(folder: Path, output: Path | None) -> list[Path]:

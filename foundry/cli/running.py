@@ -53,6 +53,7 @@ def run_here(spec: JobSpec, folder: Path, device: str | None) -> list[tuple[Path
                 RunContext,
                 allowed_by,
                 choose_dtype,
+                count_accelerators,
             )  # late: torch takes seconds to import
 
             chosen = pick_device(device)
@@ -62,6 +63,7 @@ def run_here(spec: JobSpec, folder: Path, device: str | None) -> list[tuple[Path
                 device=chosen,
                 dtype=choose_dtype(chosen),
                 seed=spec.seed,
+                accelerators=count_accelerators(chosen),
                 **allowed_by(os.environ),
             )
             _carry_out(spec, workspace, context)

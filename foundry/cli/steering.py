@@ -112,11 +112,30 @@ def logs(job: JobId, level: Level = "info", as_json: AsJson = False) -> None:
                 render.print_event(event)
 
 
-def metrics(job: JobId) -> None:
-    """Print every figure that a job reported, one JSON object a line."""
+def metrics(
+    job: JobId,
+    as_json: Annotated[
+        bool, typer.Option("--json/--table", help="One JSON object a line, or a table for people.")
+    ] = True,
+) -> None:
+    """Print every figure that a job reported."""
+    from foundry.cli import render
+
     with service() as foundry:
-        for figures in foundry.jobs.metrics(job):
-            print(figures.model_dump_json(exclude_none=True))
+        if as_json:
+            for figures in foundry.jobs.metrics(job):
+                print(figures.model_dump_json(exclude_none=True))
+            return
+        found = list(foundry.jobs.metrics(job))
+    names = list(dict.fromkeys(name for figures in found for name in figures.values))
+    rows = [
+        {"stage": f.stage, "step": f.step, **{name: _short(f.values.get(name)) for name in names}} for f in found
+    ]  # fmt: skip
+    render.show_rows(rows, as_json=False, empty=f"{job} has reported no figure yet")
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.5g}"
 
 
 def _show(job: "Job", as_json: bool) -> None:

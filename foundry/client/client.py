@@ -8,6 +8,7 @@ import httpx2
 
 from foundry.client.access import Account, Keys, Members, Projects
 from foundry.client.datasets import Datasets
+from foundry.client.evaluations import Evaluations
 from foundry.client.exchange import RETRIES
 from foundry.client.flow import T
 from foundry.client.home import find_service
@@ -33,6 +34,7 @@ class _Resources(Generic[T]):
         self.models: Models[T] = Models(transport)
         self.targets: Targets[T] = Targets(transport)
         self.jobs: Jobs[T] = Jobs(transport)
+        self.evaluations: Evaluations[T] = Evaluations(transport)
         self.variants: Variants[T] = Variants(transport)
         self.aliases: Aliases[T] = Aliases(transport)
         self.webhooks: Webhooks[T] = Webhooks(transport)

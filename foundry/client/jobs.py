@@ -1,37 +1,30 @@
 """`foundry.jobs`: create, look, steer, wait."""
 
-import math
-import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from typing import Any
-
-import httpx2
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from foundry.client import resource
-from foundry.client.exchange import backoff_s, below
-from foundry.client.flow import Close, Emit, Flow, Items, NextLine, Resource, Sleep, T, feed, listing, verb
+from foundry.client.exchange import below
+from foundry.client.flow import Flow, Items, Resource, T, listing, verb
+from foundry.client.following import PATIENCE_S, Following, Watcher
 from foundry.client.pages import every
-from foundry.client.progress import RunProgress
-from foundry.errors import JobFailed, RequestFailed, ServiceError, ServiceUnreachable, WaitExpired
 from foundry.spec.forecast import JobEstimate
 from foundry.spec.job import JobSpec
-from foundry.spec.lifecycle import EventType, JobEvent, Level, Status
+from foundry.spec.lifecycle import JobEvent, Level, Status
 from foundry.spec.record import parse
-from foundry.spec.resources import Attempt, Job, JobCheckpoint, JobMetrics, Page
+from foundry.spec.report import JobReport
+from foundry.spec.resources import Attempt, Job, JobCheckpoint, JobMetrics
 
 _PATH = "/v1/customization/jobs"
-_LAST = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED})
-_POLL_S = 25.0
-"""How long the service holds a request for events open before it answers that there are none."""
-_STREAM_SILENCE_S = 45.0
-"""The service says something at least every 15 seconds."""
-
-Watcher = Callable[[JobEvent], None]
+ReportForm = Literal["html", "md", "json"]
 
 
 class Jobs(Resource[T]):
     """Customization jobs of the key's project."""
+
+    @property
+    def _following(self) -> Following[Job]:
+        return Following(self._transport, Job, _PATH, "job")
 
     @verb
     def create(
@@ -127,7 +120,7 @@ class Jobs(Resource[T]):
 
     @listing
     def events(
-        self, job_id: str, after: int = 0, *, timeout: float | None = None, patience_s: float = 300.0
+        self, job_id: str, after: int = 0, *, timeout: float | None = None, patience_s: float = PATIENCE_S
     ) -> Items[JobEvent]:
         """The job's history from event `after` + 1 on, then each new event as it happens, until the last one.
 
@@ -135,46 +128,7 @@ class Jobs(Resource[T]):
         next request, which goes on after the last event seen. A service that has answered before may be away for
         `patience_s` seconds. Raises `WaitExpired` after `timeout` seconds.
         """
-        return self._events(job_id, after, timeout, patience_s)
-
-    def _events(self, job_id: str, after: int, timeout: float | None, patience_s: float = 300.0) -> Items[JobEvent]:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        answered_at: float | None = None
-        seen, failures = after, 0
-        while True:
-            try:
-                page = yield from self._poll(job_id, seen, deadline)
-                ended = False
-                if not page:
-                    job = yield from resource.get(self._transport, Job, _PATH, job_id)
-                    ended = job.is_terminal
-                if ended:  # the last events may have come between the two answers
-                    page = yield from self._poll(job_id, seen, deadline=0.0)
-            except (ServiceUnreachable, RequestFailed) as error:
-                if not _may_pass(error) or answered_at is None or time.monotonic() - answered_at > patience_s:
-                    raise
-                yield Sleep(backoff_s(failures))
-                failures += 1
-            else:
-                answered_at, failures = time.monotonic(), 0
-                for event in page:
-                    seen = event.seq
-                    yield Emit(event)
-                    ended = ended or event.type in _LAST
-                if ended:
-                    return
-            if deadline is not None and time.monotonic() >= deadline:
-                raise WaitExpired(
-                    f"job {job_id} had not ended after {timeout:g} s; it goes on: `foundry watch {job_id}`"
-                )
-
-    def _poll(self, job_id: str, after: int, deadline: float | None) -> Flow[tuple[JobEvent, ...]]:
-        wait_s = _POLL_S if deadline is None else max(0.0, min(_POLL_S, deadline - time.monotonic()))
-        response = yield from self._transport.call(
-            "GET", below(_PATH, job_id, "events"),
-            params={"after": after, "wait": math.ceil(wait_s)}, timeout=wait_s + 30,
-        )  # fmt: skip
-        return self._transport.read(Page[JobEvent], response).data
+        return self._following.events(job_id, after, timeout, patience_s)
 
     @listing
     def stream(self, job_id: str, after: int = 0) -> Items[JobEvent]:
@@ -183,27 +137,7 @@ class Jobs(Resource[T]):
         A connection that is cut is opened again after the last event seen, as long as the service can be reached.
         Where a proxy holds streams back, use `events`.
         """
-        seen = after
-        while True:
-            response = yield from self._transport.call(
-                "GET", below(_PATH, job_id, "events"), params={"after": seen},
-                headers={"Accept": "text/event-stream"}, timeout=_STREAM_SILENCE_S, stream=True,
-            )  # fmt: skip
-            try:
-                if response.status_code == 204:  # all events are seen
-                    return
-                lines = self._transport.lines(response)
-                while (line := (yield NextLine(lines))) is not None:
-                    if line.startswith("data:"):
-                        event = _event(line)
-                        seen = event.seq
-                        yield Emit(event)
-                        if event.type in _LAST:
-                            return
-            except httpx2.RequestError:
-                yield Sleep(backoff_s(0))
-            finally:
-                yield Close(response)
+        return self._following.stream(job_id, after)
 
     @verb
     def wait(self, job_id: str, *, progress: bool | Watcher = True, timeout: float | None = None) -> Flow[Job]:
@@ -212,27 +146,18 @@ class Jobs(Resource[T]):
         `progress` shows a live picture on the terminal (lines where there is none), or is called with every event.
         Raises `JobFailed` when the job failed or was cancelled, and `WaitExpired` after `timeout` seconds.
         """
-        view = RunProgress() if progress is True else nullcontext(progress or _ignore)
-        errors: list[str] = []
-        with view as show:
+        return (yield from self._following.wait(job_id, progress, timeout))
 
-            def take(event: JobEvent) -> None:
-                show(event)
-                if event.level == "error" and event.type is not EventType.FAILED:
-                    errors.append(event.message)
+    @verb
+    def report(self, job_id: str) -> Flow[JobReport]:
+        """What was asked, done, measured and spent; raises `NotFound` until a run of the job has ended."""
+        return (yield from resource.get(self._transport, JobReport, _PATH, job_id, "report.json"))
 
-            yield from feed(self._events(job_id, 0, timeout), take)
-        job = yield from resource.get(self._transport, Job, _PATH, job_id)
-        if job.status is not Status.SUCCEEDED:
-            raise _failure(job, errors[-1] if errors else "")
-        return job
-
-
-def _event(line: str) -> JobEvent:
-    try:
-        return JobEvent.model_validate_json(line.removeprefix("data:"))
-    except ValueError as error:
-        raise ServiceError(f"the stream holds something that is no event: {line[:200]!r}") from error
+    @verb
+    def report_text(self, job_id: str, form: ReportForm = "html") -> Flow[str]:
+        """The report for people: one page that asks nothing of any other place, or Markdown."""
+        response = yield from self._transport.call("GET", below(_PATH, job_id, f"report.{form}"))
+        return str(response.text)
 
 
 def spec_body(spec: JobSpec | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,21 +173,3 @@ def spec_body(spec: JobSpec | Mapping[str, Any] | None, fields: Mapping[str, Any
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Paths as text, as they stand in a spec file."""
     return {name: str(value) if name in ("teacher", "data") else value for name, value in fields.items()}
-
-
-def _ignore(event: JobEvent) -> None:
-    pass
-
-
-def _may_pass(error: ServiceUnreachable | RequestFailed) -> bool:
-    return isinstance(error, ServiceUnreachable) or error.retryable or error.status in (429, 502, 503, 504)
-
-
-def _failure(job: Job, last_error: str) -> JobFailed:
-    reason = job.status_reason
-    parts = [f"job {job.id} {'was cancelled' if job.status is Status.CANCELLED else job.status.value}"]
-    parts += [reason.message] if reason else []
-    message = ": ".join(parts)
-    if last_error and last_error not in message:
-        message += f" (last error: {last_error})"
-    return JobFailed(message, job_id=job.id, status=job.status.value, reason_code=reason.code if reason else None)

@@ -84,18 +84,19 @@ class RunProgress:
 
     def _advance(self, data: Mapping[str, Any]) -> None:
         stage, step, steps = str(data.get("stage", "")), int(data.get("step", 0)), int(data.get("steps", 0))
+        said = " ".join(filter(None, (stage, data.get("part"))))
         if not self._live:
-            self._print_now_and_then(stage, step, steps, data)
+            self._print_now_and_then(said, step, steps, data)
             return
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=steps, figures="")
-        self._bars.update(self._tasks[stage], completed=step, total=steps, figures=figures(data))
+            self._tasks[stage] = self._bars.add_task(said, total=steps, figures="")
+        self._bars.update(self._tasks[stage], description=said, completed=step, total=steps, figures=figures(data))
 
-    def _print_now_and_then(self, stage: str, step: int, steps: int, data: Mapping[str, Any]) -> None:
-        part = step * _LINES_PER_STAGE // steps if steps else 0
-        if part != self._printed.get(stage, -1):
-            self._printed[stage] = part
-            line = "  ".join(filter(None, (f"{stage} {step:,}/{steps:,}", figures(data))))
+    def _print_now_and_then(self, said: str, step: int, steps: int, data: Mapping[str, Any]) -> None:
+        tenth = step * _LINES_PER_STAGE // steps if steps else 0
+        if tenth != self._printed.get(said, -1):
+            self._printed[said] = tenth
+            line = "  ".join(filter(None, (f"{said} {step:,}/{steps:,}", figures(data))))
             self._console.print(Text(line), soft_wrap=True)
 
 
@@ -108,6 +109,8 @@ def figures(data: Mapping[str, Any]) -> str:
         parts.append(f"held-out {held_out:.3f}")
     if (speed := data.get("tokens_per_s")) is not None:
         parts.append(f"{speed:,.0f} tokens/s")
+    if (held_bytes := data.get("memory_bytes")) is not None:
+        parts.append(f"{held_bytes / 1e9:.1f} GB")
     if (left_s := data.get("left_s")) is not None:
         parts.append(f"{duration(left_s)} left")
     return "  ".join(parts)

@@ -64,7 +64,7 @@ class Transport(Exchange):
         try:
             match effect:
                 case Send(request, stream):
-                    return self._http.send(request, stream=stream), None
+                    return self._http.send(request, stream=stream, follow_redirects=request.method == "GET"), None
                 case NextLine(lines):
                     return next(lines, None), None
                 case Read(response):
@@ -154,7 +154,7 @@ class AsyncTransport(Exchange):
         try:
             match effect:
                 case Send(request, stream):
-                    return await self._http.send(request, stream=stream), None
+                    return await self._http.send(request, stream=stream, follow_redirects=request.method == "GET"), None
                 case NextLine(lines):
                     return await anext(lines, None), None
                 case Read(response):

@@ -22,8 +22,9 @@ from foundry.client.progress import DownloadProgress
 from foundry.client.transport import Transport
 from foundry.errors import DownloadCorrupt, NotFound, StorageFull
 from foundry.spec.library import Alias
+from foundry.spec.measurement import Measurement, NewMeasurement
 from foundry.spec.resources import Variant, VariantLineage
-from foundry.spec.variant import Artifact, VariantManifest
+from foundry.spec.variant import Artifact, Metrics, VariantManifest
 
 _PATH = "/v1/variants"
 _ALIASES = "/v1/aliases"
@@ -53,6 +54,34 @@ class Variants(Resource[T]):
     def lineage(self, variant_id: str) -> Flow[VariantLineage]:
         """From which teacher, data and jobs the variant came."""
         return (yield from resource.get(self._transport, VariantLineage, _PATH, variant_id, "lineage"))
+
+    @verb
+    def add_measurement(
+        self,
+        variant_id: str,
+        metrics: Metrics,
+        *,
+        manifest_sha256: str,
+        context_tokens: int,
+        device: str | None = None,
+        target: str | None = None,
+    ) -> Flow[Measurement]:
+        """Send what the variant did on a device; the answer says whether it is within the budget there.
+
+        `manifest_sha256` is that of the manifest.json that was measured, `target` another device to judge it by.
+        """
+        new = NewMeasurement(
+            manifest_sha256=manifest_sha256, metrics=metrics, context_tokens=context_tokens, device=device,
+            target=target,
+        )  # fmt: skip
+        path = below(_PATH, variant_id, "measurements")
+        body = new.model_dump(mode="json", exclude_none=True)
+        return (yield from resource.create(self._transport, Measurement, path, body))
+
+    @listing
+    def measurements(self, variant_id: str, *, limit: int | None = None) -> Items[Measurement]:
+        """What the variant did on devices, newest first."""
+        return every(self._transport, below(_PATH, variant_id, "measurements"), Measurement, limit=limit)
 
     @verb
     def delete(self, variant_id: str) -> Flow[None]:

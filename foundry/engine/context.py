@@ -21,6 +21,10 @@ class RunContext:
     dtype: torch.dtype
     """Of matrix products: bfloat16 where the hardware is fast at it, else float32. Master weights stay float32."""
     seed: int
+    micro_batch_divisor: int = 1
+    """Micro-batches are to be so many times smaller than what should fit into memory."""
+    accelerators: int = 1
+    """How many of this machine's a stage may use that can use more than one; `device` is the first of them."""
     benchmarks: Path | None = None
     """The operator's local copies of benchmarks; None leaves them to the hub."""
     may_run_code: bool = False
@@ -48,6 +52,11 @@ def allowed_by(environment: Mapping[str, str]) -> dict[str, Any]:
 def choose_device() -> torch.device:
     """The accelerator when there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def count_accelerators(device: torch.device) -> int:
+    """All that torch sees when the run was given no particular one; CUDA_VISIBLE_DEVICES hides some."""
+    return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:

@@ -106,7 +106,7 @@ def _render_chat(document: Document, tokenizer: PreTrainedTokenizerBase) -> tupl
             before = str(tokenizer.apply_chat_template(messages[:turn], tokenize=False, add_generation_prompt=True))
             after = str(tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False))
             spans.append(_answer_span(whole, before, after, message["content"], spans[-1][1] if spans else 0))
-    except TemplateError as error:
+    except (TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise InvalidData(f"the teacher's chat template refuses document {document.key}: {error}") from error
     return whole, spans
 

@@ -21,6 +21,7 @@ NAME = "events.jsonl"
 ATTEMPT = "attempt.started"
 ENDED = "attempt.ended"
 FAILED = "run.failed"
+CANCELLED = "run.cancelled"
 
 
 class Entry(NamedTuple):

@@ -14,7 +14,8 @@ def fuse_norms(model: PreTrainedModel) -> int:
 
     Whether one does is tried, not read from its name: families scale by the weight, by 1 + the weight, or otherwise.
     """
-    if next(model.parameters()).device.type != "cpu":
+    first = next(model.parameters())
+    if first.device.type != "cpu" or hasattr(first, "full_tensor"):  # in shards a weight is whole for moments only
         return 0
     found = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm") and _is_plain(module)]
     for module in found:

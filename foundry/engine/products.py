@@ -26,7 +26,9 @@ def inner_dtype(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
 
 
 def operand(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor as `product` wants it: float32 on a CPU, where rounding happens inside; `dtype` elsewhere."""
+    """A tensor as `product` wants it: float32 on a CPU, where rounding happens inside; `dtype` elsewhere; whole."""
+    if gather := getattr(tensor, "full_tensor", None):  # of several accelerators each holds some rows
+        tensor = gather()
     return tensor.to(torch.float32 if tensor.device.type == "cpu" else dtype)
 
 

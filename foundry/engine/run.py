@@ -1,4 +1,4 @@
-"""The job's own process: `python -m foundry.engine.run WORKSPACE`.
+"""The process of a job or an evaluation: `python -m foundry.engine.run WORKSPACE`.
 
 It reads a workspace, speaks `RunEvent` as JSON lines on standard output, and tells its end by the exit status
 (`ExitCode`). SIGTERM, or the end of standard input, which means that the supervisor is gone, asks it to write a
@@ -6,30 +6,44 @@ checkpoint and stop. It knows no database, no queue and no network but the model
 """
 
 import errno
+import faulthandler
 import os
 import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-import torch
 from transformers.utils.logging import disable_progress_bar
 
 from foundry.engine import pipeline
-from foundry.engine.context import RunContext, Stopped, allowed_by, choose_device, choose_dtype
+from foundry.engine.context import (
+    RunContext,
+    Stopped,
+    allowed_by,
+    choose_device,
+    choose_dtype,
+    count_accelerators,
+)
+from foundry.engine.distill.memory import is_out_of_memory
+from foundry.engine.evaluate.alone import evaluate_alone, is_evaluation
 from foundry.engine.workspace import Workspace
 from foundry.errors import FoundryError, OutOfMemory, StorageFull, UserError
+from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, ExitCode, RunEvent
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-def main(root: Path) -> int:
+
+def main(root: Path, work: Callable[[JobSpec, Workspace, RunContext], None] = pipeline.run) -> int:
     """Run the workspace to its end; return the exit status."""
     lines = _take_stdout()
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which then sends SIGTERM
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the supervisor asks a silent run where it hangs
     threading.Thread(target=_stop_with_parent, args=(asked,), daemon=True).start()
     disable_progress_bar()  # it would fill the last lines of standard error, which say why a run has failed
 
@@ -42,16 +56,21 @@ def main(root: Path) -> int:
     device = choose_device()
     workspace = Workspace(root)
     try:
-        spec = workspace.spec
+        alone = is_evaluation(root)
         context = RunContext(
             emit=emit,
             should_stop=asked.is_set,
             device=device,
             dtype=choose_dtype(device),
-            seed=spec.seed,
+            seed=0 if alone else workspace.spec.seed,
+            micro_batch_divisor=1 if alone else workspace.inputs.micro_batch_divisor,
+            accelerators=count_accelerators(device),
             **allowed_by(os.environ),
         )
-        pipeline.run(spec, workspace, context)
+        if alone:
+            evaluate_alone(root, context)
+        else:
+            work(workspace.spec, workspace, context)
     except Stopped:
         return ExitCode.STOPPED
     except BaseException as error:
@@ -80,15 +99,25 @@ def _last_words(error: BaseException) -> RunEvent:
         data = {"code": error.code, "pointer": error.pointer}
         return RunEvent(type=EventType.LOG, level="error", message=error.message, data=data)
     message = f"{type(error).__name__}: {error}"
-    return RunEvent(type=EventType.LOG, level="error", message=message, data={"code": "crashed", "pointer": ""})
+    return RunEvent(type=EventType.LOG, level="error", message=message, data={"code": _code(error), "pointer": ""})
+
+
+def _code(error: BaseException) -> str:
+    match _exit_code(error):
+        case ExitCode.OUT_OF_MEMORY:
+            return "out_of_memory"
+        case ExitCode.STORAGE:
+            return "storage_full"
+        case _:
+            return "io_error" if isinstance(error, OSError) else "crashed"
 
 
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, UserError):
         return ExitCode.USER_ERROR
-    if isinstance(error, OutOfMemory | MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, OutOfMemory) or is_out_of_memory(error):
         return ExitCode.OUT_OF_MEMORY
-    if isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+    if isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno in _FULL):
         return ExitCode.STORAGE
     return ExitCode.CRASHED
 

@@ -9,7 +9,6 @@ from typing import NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from foundry.engine.context import RunContext, Stopped
@@ -18,7 +17,10 @@ from foundry.intake.checkpoint import Checkpoint
 
 _FULL = ("No space left on device", "Disk quota exceeded")
 _SHARD_BYTES = 4 * 2**30
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -99,9 +101,19 @@ def check_finite(checkpoint: Checkpoint, context: RunContext) -> None:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write one safetensors file. Raises `StorageFull`."""
-    with full_disk_said(path):
-        save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, path, metadata={"format": "pt"})
+    """Write one safetensors file, of which the disk is reserved first. Raises `OSError` with ENOSPC where it is full.
+
+    By our own writer, for the library's copies all tensors before it writes them.
+    """
+    entries = [Entry(name, value.dtype, tuple(value.shape)) for name, value in tensors.items()]
+    path.unlink(missing_ok=True)
+    file, at = _opened(path, entries), _data_start(entries)
+    try:
+        for entry in entries:
+            write_at(file, tensors[entry.name], at)
+            at += entry.bytes
+    finally:
+        os.close(file)
 
 
 @contextmanager

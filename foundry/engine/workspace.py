@@ -1,8 +1,8 @@
 """The folder of one job. A stage is done when its done.json exists; everything is written aside and renamed into place.
 
-spec.json  inputs.json  events.jsonl
+spec.json  inputs.json  events.jsonl  micro_batch.json
 stages/correct/{done.json, teacher/}                              teacher/ only when the correction was kept
-stages/prune/{done.json, .scratch/, TARGET/{plan.json, .growing/, model/}}   names with a dot only while it runs
+stages/prune/{done.json, importance.json, .scratch/, TARGET/{plan.json, .growing/, model/}}   dots only while it runs
 stages/distill/{done.json, checkpoints/, TARGET/{model/, history.json}}
 stages/lora/{done.json, TARGET/{adapter/, model/}}
 stages/evaluate/{done.json, leaks.json, importance.json, benchmarks.json, TARGET/{metrics.json, samples.json}}
@@ -25,6 +25,7 @@ from foundry.spec.lifecycle import StageName
 from foundry.spec.record import Record, parse
 
 _KEPT_CHECKPOINTS = 2
+_MICRO_BATCH = "micro_batch.json"
 
 
 class Inputs(Record):
@@ -34,6 +35,8 @@ class Inputs(Record):
     """A folder, or the hub id of the spec."""
     data: str
     data_sha256: str
+    micro_batch_divisor: int = 1
+    """Micro-batches are so many times smaller than what should fit: a run before this one ran out of memory."""
 
 
 class Workspace:
@@ -90,6 +93,32 @@ class Workspace:
             if folder.is_dir():
                 return folder
         raise FileNotFoundError(f"no student for target {target!r} in {self.root}")
+
+    @property
+    def micro_batch_cap(self) -> int | None:
+        """The most sequences that a training stage may take at a time; None until a run ended for want of memory."""
+        return self._micro_batch().get("cap")
+
+    def micro_batch_rows(self, stage: StageName) -> int | None:
+        """How many sequences a training stage takes at a time; None until it has found out."""
+        found = self._micro_batch()
+        return found.get("rows") if found.get("stage") == stage else None
+
+    def note_micro_batch(self, stage: StageName, rows: int) -> None:
+        """Remember what fits: a stage that starts again must add up its gradients in the same order."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_json(self.root / _MICRO_BATCH, self._micro_batch() | {"stage": stage, "rows": rows})
+
+    def halve_micro_batch(self) -> bool:
+        """Cap the micro-batch at half of what the last run took; False when there is nothing to halve."""
+        rows = self._micro_batch().get("rows", 1)
+        if rows > 1:
+            write_json(self.root / _MICRO_BATCH, {"cap": rows // 2})
+        return bool(rows > 1)
+
+    def _micro_batch(self) -> dict[str, Any]:
+        path = self.root / _MICRO_BATCH
+        return dict(read_json(path)) if path.exists() else {}
 
     def save_checkpoint(self, stage: StageName, step: int, write: Callable[[Path], None]) -> Path:
         """Let `write` fill a folder, hash it, and make it the newest checkpoint; the two newest are kept."""

@@ -21,12 +21,12 @@ _REQUESTS_IN_WORK = "llamacpp:requests_processing"
 class LlamaServer:
     """One GGUF behind one port; answers from its construction on."""
 
-    def __init__(self, model: Path, name: str, options: Options) -> None:
+    def __init__(self, model: Path, name: str, options: Options, adapter: Path | None = None) -> None:
         shared_library()  # says which extra to install when it is missing
         import xllamacpp
 
         try:
-            self._server: Any = xllamacpp.Server(_parameters(xllamacpp, model, name, options))
+            self._server: Any = xllamacpp.Server(_parameters(xllamacpp, model, name, options, adapter))
         except RuntimeError as error:
             raise ServeFailed(
                 f"llama.cpp cannot serve {model.name} on {options.host} port {options.port} with {options.parallel} x "
@@ -52,8 +52,12 @@ class LlamaServer:
             )
 
 
-def _parameters(xllamacpp: Any, model: Path, name: str, options: Options) -> Any:
+def _parameters(xllamacpp: Any, model: Path, name: str, options: Options, adapter: Path | None) -> Any:
     given = xllamacpp.CommonParams()
+    if adapter is not None:
+        lora = xllamacpp.CommonAdapterLoraInfo()
+        lora.path, lora.scale = str(adapter), 1.0
+        given.lora_adapters = [lora]
     given.model.path = str(model)
     given.model_alias = {name}
     given.offline = True

@@ -25,9 +25,13 @@ class Server(Protocol):
 
 def start(offer: Offer, options: Options) -> Server:
     """Load the model and listen. Raises `MissingExtra` and `ServeFailed`."""
+    if offer.runtime == "transformers":
+        from foundry.serve.huggingface import TransformersServer
+
+        return TransformersServer(offer.model, offer.name, options, offer.adapter)
     from foundry.serve.llamacpp import LlamaServer
 
-    return LlamaServer(offer.model, offer.name, options)
+    return LlamaServer(offer.model, offer.name, options, offer.adapter)
 
 
 def cautions(offer: Offer, options: Options) -> list[str]:

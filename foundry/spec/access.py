@@ -22,6 +22,7 @@ class Scope(StrEnum):
     TARGETS_READ = "targets:read"
     TARGETS_WRITE = "targets:write"
     JOBS_READ = "jobs:read"
+    """Jobs and evaluations: both are work for the same workers, under the same quota."""
     JOBS_WRITE = "jobs:write"
     VARIANTS_READ = "variants:read"
     VARIANTS_WRITE = "variants:write"
@@ -57,7 +58,9 @@ class Quota(Record):
     """What a project may use at once. None is no limit."""
 
     active_jobs: Annotated[int, Field(ge=0)] | None = None
-    """Jobs that have not ended."""
+    """Jobs and evaluations that have not ended."""
+    running_jobs: Annotated[int, Field(ge=0)] | None = None
+    """Jobs and evaluations that workers carry out at the same time; further ones wait in the queue."""
     stored_bytes: Annotated[int, Field(ge=0)] | None = None
     """Datasets, models, open uploads and variants, each counted whole even where two hold the same bytes."""
     run_seconds_per_month: Annotated[int, Field(ge=0)] | None = None
@@ -135,6 +138,7 @@ class Usage(Resource):
     jobs_submitted: int
     jobs_by_status: dict[str, int]
     """Of the jobs submitted in the span, where they stand now."""
+    evaluations_submitted: int = 0
     run_seconds: float
     """Of attempts that began in the span; one that still runs counts up to now."""
     dataset_bytes: int

@@ -79,6 +79,8 @@ class Family(Record):
     gguf_query: QueryScale | None = None
     gguf_heads_fill_hidden: bool = False
     """llama.cpp takes hidden / heads for head_dim in this architecture, whatever the file says."""
+    onnx_carrier: Carrier | None = None
+    """Another family, under whose class the builder of ONNX Runtime knows a model that computes the same."""
     config: Mapping[str, str]
     """Axis of `Shape` -> key of config.json."""
     absent: Mapping[str, str] = {}

@@ -6,6 +6,7 @@ the exporter writes these types, so the two cannot disagree.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from foundry.errors import UnknownFormat
@@ -27,8 +28,13 @@ _FALLBACK: dict[GgufType, GgufType] = {
     "Q5_0": "F16",
     "Q5_1": "F16",
 }
-_BASE: dict[str, GgufType] = {"f16": "F16", "q8_0": "Q8_0", "q6_k": "Q6_K", "q5_k_m": "Q5_K", "q4_k_m": "Q4_K"}
-_FUSED: dict[str, GgufType] = {"q5_k_m": "Q6_K", "q4_k_m": "Q5_K"}
+Mix = Mapping[Role, GgufType]
+"""The type of each class of tensors in a mixed file."""
+_BASE: dict[str, GgufType] = {
+    "f16": "F16", "q8_0": "Q8_0", "q6_k": "Q6_K", "q5_k_m": "Q5_K", "q4_k_m": "Q4_K", "mixed": "Q4_K",
+}  # fmt: skip
+"""A mixed file is planned with the bytes of q4_k_m: what a budget has beyond them, its types are chosen for."""
+_FUSED: dict[str, GgufType] = {"q5_k_m": "Q6_K", "q4_k_m": "Q5_K", "mixed": "Q5_K"}
 """The mixes, and what a fused qkv matrix is in each."""
 _WHOLE: tuple[Role, ...] = ("positions", "router")
 """Small matrices that llama.cpp never quantises."""
@@ -37,6 +43,8 @@ _VOCABULARY_ENTRY_BYTES = 40
 _ONNX_BITS = {"fp32": 32, "int8": 8, "int4": 4}
 _ONNX_BLOCK = 32
 """Values that share one float32 scale in an integer format of ONNX Runtime."""
+MIXED = "gguf:mixed"
+"""Types of 4 to 8 bits for each class of tensors, chosen by measurement."""
 FORMATS = (
     "safetensors",
     *(f"gguf:{quantisation}" for quantisation in _BASE),
@@ -62,12 +70,21 @@ def parse_format(text: str) -> Format:
     return Format(container=container, quantisation=quantisation)
 
 
-def gguf_type_of(tensor: Tensor, shape: Shape, quantisation: str) -> GgufType:
-    """The type a tensor is stored in; one-dimensional tensors stay F32."""
-    return gguf_type(tensor.weight, tensor.size, _more_bits(tensor.layer, shape.layers), shape, quantisation)
+def is_weighed(form: str) -> bool:
+    """Whether the quantiser of a format weighs errors by what the weights are multiplied with: the k-quants do."""
+    parsed = parse_format(form)
+    return parsed.container == "gguf" and _BASE[parsed.quantisation].endswith("_K")
 
 
-def gguf_type(weight: Weight, size: tuple[int, ...], boosted: bool, shape: Shape, quantisation: str) -> GgufType:
+def gguf_type_of(tensor: Tensor, shape: Shape, quantisation: str, mix: Mix | None = None) -> GgufType:
+    """The type a tensor is stored in; one-dimensional tensors stay F32. `mix` comes before the quantisation's rule."""
+    boosted = _more_bits(tensor.layer, shape.layers)
+    return gguf_type(tensor.weight, tensor.size, boosted, shape, quantisation, mix)
+
+
+def gguf_type(
+    weight: Weight, size: tuple[int, ...], boosted: bool, shape: Shape, quantisation: str, mix: Mix | None = None
+) -> GgufType:
     """The type for a table row of this size. `boosted` says whether the layer is one of those that get more bits.
 
     As in llama.cpp's `_m` mixes, the matrices that suffer most get more bits: the output head (or the embedding that
@@ -78,7 +95,9 @@ def gguf_type(weight: Weight, size: tuple[int, ...], boosted: bool, shape: Shape
     if len(size) == 1 or weight.role in _WHOLE:
         return "F32"
     chosen = _BASE[quantisation]
-    if quantisation in _FUSED:
+    if mix and weight.role in mix:
+        chosen = mix[weight.role]
+    elif quantisation in _FUSED:
         doubles_as_head = weight.role == "embedding" and shape.tied
         sensitive = weight.role in ("v", "down") and boosted
         if weight.role == "head" or doubles_as_head or sensitive:
@@ -94,6 +113,12 @@ def gguf_type(weight: Weight, size: tuple[int, ...], boosted: bool, shape: Shape
 def _more_bits(layer: int, layers: int) -> bool:
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+
+
+def bits_of(kind: GgufType) -> float:
+    """Bits that one value takes, its share of the block's scales included."""
+    block_values, block_bytes = _BLOCK[kind]
+    return 8 * block_bytes / block_values
 
 
 def bytes_of(values: int, kind: GgufType) -> int:

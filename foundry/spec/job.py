@@ -92,6 +92,8 @@ class JobSpec(Record):
     export: Export = Export()
     formats: Annotated[tuple[str, ...], Field(min_length=1)] = ("safetensors", "gguf:q4_k_m")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    """Among the project's own queued jobs the higher goes first; what other projects get does not depend on it."""
 
     @property
     def target_names(self) -> tuple[str, ...]:

@@ -19,6 +19,13 @@ from pydantic import Field
 from foundry.spec.record import Record
 
 
+class WorkKind(StrEnum):
+    """What a worker can be asked to do; all kinds live the same life in the same table."""
+
+    JOB = "job"
+    EVALUATION = "evaluation"
+
+
 class Status(StrEnum):
     """Where a job stands."""
 
@@ -90,6 +97,8 @@ class Progress(Record):
     stage: StageName
     step: int
     steps: int
+    part: str | None = None
+    """What of the stage has these steps, where it has several such runs: a target, or the calibration before it."""
     loss: float | None = None
     held_out_loss: float | None = None
     tokens_per_s: float | None = None

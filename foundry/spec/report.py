@@ -121,9 +121,9 @@ class JobReport(Record):
 
     format_version: int = 1
     made_at: datetime
-    status: Literal["succeeded", "failed", "unfinished"]
+    status: Literal["succeeded", "failed", "cancelled", "unfinished"]
     reason: str | None = None
-    """Why it failed."""
+    """Why it failed, or that it was cancelled."""
     spec: JobSpec
     data_sha256: str
     teacher_sha256: str | None = None

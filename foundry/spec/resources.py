@@ -52,6 +52,10 @@ class Job(Resource):
     parent_id: str | None = None
     """The job that this one repeats or was cloned from."""
     variant_ids: tuple[str, ...] = ()
+    queue_position: int | None = None
+    """1 is next; None unless the job is queued, or when more than 1,000 jobs are."""
+    expected_start_at: datetime | None = None
+    """When a worker would take a queued job if every run took as long as the latest did; None where none is known."""
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

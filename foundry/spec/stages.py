@@ -35,6 +35,8 @@ class Prune(Record):
     candidates: Count = 8
     """How many shapes within the budget are sliced and compared by held-out KL before one is taken."""
     repair: tuple[Repair, ...] = ("refit", "rotate", "rescale", "local")
+    """Those that may be used. Where hidden is cut, the chosen shape is also measured without `rescale`, and without
+    `rotate` in families that norm behind a block; what makes it worse is left out."""
     local_epochs: Count = 3
     """How often the local repair reads the calibration text."""
 
@@ -55,6 +57,15 @@ class TopKSignal(Record):
     kind: Literal["top_k"] = "top_k"
     k: Count = 64
     """Tokens kept at each position; 4 to 6 bytes each."""
+
+
+class SampledText(Record):
+    """The teacher goes on from the beginnings of training documents; what it writes is trained on beside the data."""
+
+    tokens: Count = 1_000_000
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Sample from the likeliest tokens that together have this probability."""
 
 
 class Wsd(Record):
@@ -116,6 +127,8 @@ class Distill(Record):
     """Tokens of one step; by default 16 sequences, fewer where that leaves fewer than 100 steps."""
     general_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the training text that is general, not of the domain; by default as the data has it."""
+    sampled: SampledText | None = None
+    """For data that would be read many times over; the data itself comes first."""
     loss: Loss = "forward_kl"
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     cross_entropy_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -146,13 +159,16 @@ class Distill(Record):
 
 
 class Lora(Record):
-    """Fit a low-rank adapter to the student on the domain data; shipped attached and merged."""
+    """Fit a low-rank adapter to the student on the domain data."""
 
     rank: Count = 16
     alpha: Count = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     tokens: Count = 1_000_000
     learning_rate: Rate = 2e-4
+    ship: Literal["merged", "attached"] = "merged"
+    """merged: its sum with the student's weights, in every format. attached: the weights as they were, and the adapter
+    beside them for PEFT and llama.cpp, so that one file of weights serves several adapters."""
 
 
 class Evaluate(Record):
@@ -179,3 +195,6 @@ class Export(Record):
     """Greedy tokens that a file's own runtime must agree on with transformers (f16) before it counts."""
     quantisation_loss_nats: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
     """Where the device's GGUF of 4 bits costs more than this a token, 5 and then 6 bits are tried within the budget."""
+    activation_tokens: Annotated[int, Field(ge=0)] = 8_192
+    """Training text on which the inputs of every matrix are measured: files of 4 to 6 bits round most carefully what is
+    multiplied by large ones (llama.cpp's importance matrix). 0 leaves it out."""

@@ -46,6 +46,36 @@ class Budget(Record):
         return self.used_bytes(family, shape, present) / self.max_bytes
 
 
+def over_budget(
+    budget: Budget, *, parameters: int, shape: Shape, device_file_bytes: int | None,
+    peak_memory_bytes: int | None = None, decode_tokens_per_s: float | None = None,
+) -> tuple[str, ...]:  # fmt: skip
+    """Why a variant does not fit its budget; empty when it does.
+
+    The file that runs on the device counts with its real size, plus the KV cache; the peak of the whole process counts
+    as measured, and the speed as measured or predicted, where they are known. `device_file_bytes` is None when there is
+    no such file: a variant whose device format failed fits nothing.
+    """
+    if budget.max_params is not None:
+        over = parameters > budget.max_params
+        return (f"{parameters:,} parameters are more than {budget.max_params:,}",) if over else ()
+    assert budget.max_bytes is not None
+    if device_file_bytes is None:
+        return (f"there is no {budget.format}, which the device runs",)
+    reasons = []
+    used = device_file_bytes + shape.kv_cache_bytes(budget.context_tokens)
+    if used > budget.max_bytes:
+        reasons.append(
+            f"file and KV cache at {budget.context_tokens:,} tokens take {used:,} bytes, more than {budget.max_bytes:,}"
+        )
+    if peak_memory_bytes and budget.memory_bytes and peak_memory_bytes > budget.memory_bytes:
+        reasons.append(f"its process held {peak_memory_bytes:,} bytes, more than {budget.memory_bytes:,}")
+    minimum = budget.speed.minimum_tokens_per_s
+    if decode_tokens_per_s and minimum and decode_tokens_per_s < minimum:
+        reasons.append(f"it decodes {decode_tokens_per_s:.3g} tokens/s, less than {minimum}")
+    return tuple(reasons)
+
+
 def budget_of(target: str | CustomTarget, formats: tuple[str, ...], context_limit: int | None = None) -> Budget:
     """The budget of a target; raise `UnknownTarget` with the list of profiles.
 

@@ -150,5 +150,7 @@ class VariantManifest(Record):
     files: tuple[Artifact, ...]
     training: dict[str, Any] = Field(default_factory=dict)
     """Steps, tokens and losses of the distillation."""
+    mix: dict[str, str] = Field(default_factory=dict)
+    """Of gguf:mixed, the type of each class of tensors; one whose rows its blocks do not divide has the next larger."""
     signature: Signature | None = None
     """By the service that published it, or the installation that ran it."""

@@ -5,20 +5,25 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from foundry.spec.lifecycle import EventType
+from foundry.spec.lifecycle import EventType, WorkKind
 from foundry.spec.resources import Resource
 
 HookedEvent = Literal[
     "job.submitted", "job.started", "attempt.lost", "job.paused", "job.resumed", "job.cancelled", "job.succeeded",
-    "job.failed", "variant.published",
+    "job.failed", "variant.published", "evaluation.succeeded", "evaluation.failed", "evaluation.cancelled",
 ]  # fmt: skip
 """What an endpoint can hear of: transitions and what came out; never progress, which comes by the hundred."""
-HOOKED = frozenset(EventType(name) for name in get_args(HookedEvent))
+HOOKED: frozenset[str] = frozenset(get_args(HookedEvent))
 HookedEvents = Annotated[tuple[HookedEvent, ...], Field(min_length=1, max_length=len(HOOKED))]
 
 
+def hooked_name(kind: WorkKind, type: EventType) -> str:
+    """What an event of a job or an evaluation is called outside: the endings of an evaluation are its own."""
+    return type.value if kind is WorkKind.JOB else type.value.replace("job.", f"{kind}.", 1)
+
+
 class WebhookEndpoint(Resource):
-    """An address of the project's own that hears of its jobs."""
+    """An address of the project's own that hears of its jobs and evaluations."""
 
     id: str
     url: str

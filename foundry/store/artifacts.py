@@ -1,6 +1,7 @@
 """Bytes under their digest: written once, never changed, shared by all that have the same content."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from foundry.errors import ArtifactDamaged, NotFound, StorageFull
+from foundry.store.settings import Settings
 
 _BLOCK_BYTES = 2**20
+_ABANDONED_S = 24 * 3600.0
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -47,6 +50,22 @@ class ArtifactStore(ABC):
     def remove(self, sha256: str, *, older_than_s: float) -> None:
         """Let go of bytes that were put longer ago than that; those put since stay, for somebody may need them."""
 
+    @abstractmethod
+    def read(self, sha256: str, start: int, length: int) -> bytes:
+        """Some of the bytes, fewer where they end; raise `NotFound`."""
+
+    @abstractmethod
+    def digests(self, *, older_than_s: float) -> Iterator[str]:
+        """What is kept and was put longer ago than that, in no order."""
+
+    @abstractmethod
+    def sweep(self) -> None:
+        """Remove from this machine what is of no more use: halves of files that a dead process was putting."""
+
+    def link(self, sha256: str, lives_s: float) -> str | None:
+        """An address from which anybody may read these bytes for so long; None when the store has none to give."""
+        return None
+
     def open(self, sha256: str) -> BinaryIO:
         """The bytes, to read; raise `NotFound`."""
         return self.path(sha256).open("rb")
@@ -63,7 +82,7 @@ class LocalArtifacts(ArtifactStore):
         with storage_errors(self._root):
             incoming.parent.mkdir(parents=True, exist_ok=True)
             try:
-                blob = _copy(path, incoming)
+                blob = copy_hashed(path, incoming)
                 if sha256 is not None and blob.sha256 != sha256:
                     raise ArtifactDamaged(f"{path.name}: its SHA-256 is {blob.sha256}, not {sha256} as recorded")
                 self._keep(incoming, self._place(blob.sha256))
@@ -75,7 +94,8 @@ class LocalArtifacts(ArtifactStore):
     def _keep(self, incoming: Path, final: Path) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
         os.chmod(incoming, 0o444)
-        incoming.replace(final)
+        with self._locked(fcntl.LOCK_SH):
+            incoming.replace(final)
         for folder in (final.parent, final.parent.parent):
             _sync_folder(folder)
 
@@ -90,14 +110,56 @@ class LocalArtifacts(ArtifactStore):
 
     def remove(self, sha256: str, *, older_than_s: float) -> None:
         place = self._place(sha256)
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._locked(fcntl.LOCK_EX):  # nobody puts it between the look and the end
             if time.time() - place.stat().st_mtime > older_than_s:
                 place.unlink()
 
+    def read(self, sha256: str, start: int, length: int) -> bytes:
+        with self.open(sha256) as file:
+            file.seek(start)
+            return file.read(length)
+
+    def digests(self, *, older_than_s: float) -> Iterator[str]:
+        for place in (self._root / "blobs").glob("??/*"):
+            with suppress(FileNotFoundError):
+                if time.time() - place.stat().st_mtime > older_than_s:
+                    yield place.name
+
+    def sweep(self) -> None:
+        for left in (self._root / "incoming").glob("[0-9a-f]" * 32):
+            with suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                    left.unlink()
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        """The folder itself is what is locked: no file that is neither a blob nor on its way to be one."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self._root, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, how)
+            yield
+        finally:
+            os.close(lock)
+
     def _place(self, sha256: str) -> Path:
-        if not _SHA256.fullmatch(sha256):
-            raise NotFound(f"no artifact {sha256!r:.80}: an artifact is named by 64 hexadecimal digits")
-        return self._root / "blobs" / sha256[:2] / sha256
+        return self._root / place_of(sha256)
+
+
+def place_of(sha256: str) -> str:
+    """Where bytes lie below the root of a store; raise `NotFound` for what is no digest."""
+    if not _SHA256.fullmatch(sha256):
+        raise NotFound(f"no artifact {sha256!r:.80}: an artifact is named by 64 hexadecimal digits")
+    return f"blobs/{sha256[:2]}/{sha256}"
+
+
+def open_artifacts(settings: Settings) -> ArtifactStore:
+    """The store that the operator chose; raise `InvalidSettings` or `MissingExtra`."""
+    if settings.artifacts_url is None:
+        return LocalArtifacts(settings.artifacts)
+    from foundry.store.s3 import S3Artifacts  # its library is an extra of its own
+
+    return S3Artifacts(settings.artifacts_url, settings.artifacts / "cache", settings.artifact_cache_bytes)
 
 
 @contextmanager
@@ -113,7 +175,8 @@ def storage_errors(folder: Path) -> Iterator[None]:
         raise
 
 
-def _copy(source: Path, target: Path) -> Blob:
+def copy_hashed(source: Path, target: Path) -> Blob:
+    """Copy a file to a new one that is safe on disk when this returns."""
     digest = hashlib.sha256()
     size = 0
     with source.open("rb") as read, target.open("xb") as written:

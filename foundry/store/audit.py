@@ -6,6 +6,7 @@ Who acts is set once for a request (api/auth.py); a worker acts for nobody and l
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -43,8 +44,8 @@ def about(object_id: str) -> None:
         actor.object_id = object_id
 
 
-def sign(session: Session, now: float) -> None:
-    """Add the audit event of the running request to its transaction."""
+def sign(session: Session, now: Any) -> None:
+    """Add the audit event of the running request to its transaction; `now` is the database's own expression."""
     actor = acting.get()
     if actor is None or actor.is_recorded:
         return

@@ -11,7 +11,7 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Double, Engine, create_engine, event, make_url, select, text
+from sqlalchemy import Double, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -79,7 +79,7 @@ class Database:
             with session.begin():
                 yield session
                 if audit.acting.get() is not None:
-                    audit.sign(session, session.scalars(select(db_now())).one())
+                    audit.sign(session, db_now())
             audit.committed()
 
     def upgrade(self) -> None:
@@ -102,10 +102,13 @@ class Database:
             yield connection
 
     def ping(self) -> None:
-        """Raise `DatabaseUnavailable` unless the database answers and has the schema of this version."""
+        """Raise `DatabaseUnavailable` unless the database answers and has the schema of this version or of a later one.
+
+        A later schema only adds: while a deploy goes on, programs of the version before must work with it.
+        """
         with self._translated(), self._reader.connect() as connection:
             found = connection.scalar(text("SELECT version_num FROM alembic_version"))
-        if found != _newest_revision():
+        if (found or "") < (_newest_revision() or ""):
             raise DatabaseUnavailable(
                 f"the database's schema is at revision {found}, this version needs {_newest_revision()}. "
                 "Run: alembic upgrade head"

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from foundry.spec.lifecycle import STAGES, EventType, JobEvent, Progress, RunEvent
+from foundry.spec.lifecycle import STAGES, EventType, JobEvent, Progress, RunEvent, WorkKind
 from foundry.store import outbox
 from foundry.store.ids import new_id
 from foundry.store.pages import moment
@@ -46,6 +46,8 @@ def follow(session: Session, job: JobRow, event: RunEvent) -> None:
     if event.type in (EventType.STAGE_STARTED, EventType.PROGRESS) and event.data.get("stage") in STAGES:
         job.stage = event.data["stage"]
         job.progress = _progress(event.data) if event.type is EventType.PROGRESS else None
+    elif event.type is EventType.METRICS and job.kind == WorkKind.EVALUATION and "result" in event.data:
+        job.result = event.data["result"]  # all that was found so far: the latest holds the ones before
     elif event.type in _MILESTONES:
         attempt = session.get_one(AttemptRow, (job.id, job.epoch))
         attempt.progressed = attempt.progressed or _is_new(session, job, event)

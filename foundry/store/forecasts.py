@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from foundry.spec.forecast import Measured, training_operations
 from foundry.spec.job import JobSpec
-from foundry.spec.lifecycle import Status
+from foundry.spec.lifecycle import Status, WorkKind
 from foundry.store.database import Database
 from foundry.store.settings import Settings
 from foundry.store.tables import AttemptRow, JobRow, VariantRow
@@ -27,7 +27,8 @@ class Forecasts:
 
     def measured(self) -> Measured | None:
         """None while no job has succeeded whose teacher's size is known."""
-        latest = select(JobRow).where(JobRow.status == Status.SUCCEEDED.value).order_by(JobRow.id.desc()).limit(_JOBS)
+        done = (JobRow.status == Status.SUCCEEDED.value, JobRow.kind == WorkKind.JOB.value)
+        latest = select(JobRow).where(*done).order_by(JobRow.id.desc()).limit(_JOBS)
         with self._database.read() as session:
             speeds = [speed for job in session.scalars(latest) if (speed := _speed(session, job))]
         return Measured(jobs=len(speeds), operations_per_s=median(speeds)) if speeds else None

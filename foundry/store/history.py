@@ -6,7 +6,7 @@ from typing import TypeVar
 from sqlalchemy import select
 
 from foundry.errors import NotFound
-from foundry.spec.lifecycle import EventType, JobEvent, Level
+from foundry.spec.lifecycle import EventType, JobEvent, Level, WorkKind
 from foundry.spec.resources import Attempt, JobCheckpoint, JobMetrics, Page
 from foundry.store.database import Database
 from foundry.store.events import record_of
@@ -84,7 +84,7 @@ class History:
         )
 
     def _require(self, job: JobRow | None, project_id: str, job_id: str) -> None:
-        if job is None or job.project_id != project_id:
+        if job is None or job.project_id != project_id or job.kind != WorkKind.JOB:
             raise NotFound(f"no job {job_id!r} in this project")
 
 

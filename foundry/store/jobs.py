@@ -1,30 +1,35 @@
 """Jobs, as users ask for them and as workers carry them out. The only writer of jobs, attempts and events."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from foundry.errors import LeaseLost, NotFound
+from foundry.errors import LeaseLost
+from foundry.spec.evaluation import Evaluation
 from foundry.spec.job import JobSpec
-from foundry.spec.lifecycle import EventType, JobEvent, RunEvent, Status
+from foundry.spec.lifecycle import EventType, JobEvent, RunEvent, Status, WorkKind
 from foundry.spec.resources import Attempt, Job, Page, Reason
+from foundry.spec.variant import Artifact
 from foundry.store import events as history
-from foundry.store.database import Database, db_now
+from foundry.store.database import Database, db_now, insert_if_absent
 from foundry.store.history import attempt_of
-from foundry.store.idempotency import take_key
 from foundry.store.ids import new_id
-from foundry.store.job_records import records_of
+from foundry.store.job_records import evaluation_of, records_of, submitted_of
 from foundry.store.pages import page_of
+from foundry.store.project_tables import GarbageRow
+from foundry.store.queueing import next_job, next_project
 from foundry.store.records import Claim, Idempotency, JobInputs, NewVariant, Orders
 from foundry.store.settings import Settings
-from foundry.store.tables import AttemptRow, JobRow
-from foundry.store.transition import CLAIMABLE, HELD, first_allowed, move, take, user_goal
-from foundry.store.usage import require_room_for_job
+from foundry.store.tables import AttemptRow, JobFileRow, JobRow
+from foundry.store.transition import CLAIMABLE, HELD, first_allowed, move, take
 from foundry.store.variants import publish
+from foundry.store.work import Work, claim_of
 
 _RECONCILE_BATCH = 100
 _RING_LIMIT = 1000
+_MOST_HALVINGS = 1
 
 
 class Jobs:
@@ -34,6 +39,7 @@ class Jobs:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
+        self._work = Work(database, WorkKind.JOB)
 
     # ------------------------------------------------------------------ for users
 
@@ -42,32 +48,18 @@ class Jobs:
         parent_id: str | None = None,
     ) -> Job:  # fmt: skip
         """Queue a job, or return the one that the same request made before; raise `QuotaExceeded`."""
-        job_id = new_id("job")
-        with self._database.write() as session:
-            made = take_key(session, project_id, idempotency, job_id)
-            if made is None:
-                require_room_for_job(session, project_id)
-                now = _now(session)
-                job = JobRow(
-                    id=job_id, project_id=project_id, name=spec.name, status=Status.QUEUED.value, epoch=0, last_seq=0,
-                    spec=spec.model_dump(mode="json"), inputs=inputs.model_dump(mode="json"), fruitless_attempts=0,
-                    parent_id=parent_id, created_at=now,
-                )  # fmt: skip
-                session.add(job)
-                session.flush()
-                history.append(session, job, [RunEvent(type=EventType.SUBMITTED, message="submitted")], now)
-        return self.get(project_id, made or job_id)
+        return self._work.submit(project_id, new_id("job"), spec, inputs, idempotency, submitted_of, parent_id)
 
     def get(self, project_id: str, job_id: str) -> Job:
         """One job; raise `NotFound`."""
         with self._database.read() as session:
-            return records_of(session, [_find(session, project_id, job_id)])[0]
+            return records_of(session, [self._work.find(session, project_id, job_id)])[0]
 
     def list(
         self, project_id: str, limit: int = 20, after: str | None = None, status: Status | None = None
     ) -> Page[Job]:
         """Newest first; `after` is the `next` of the page before."""
-        query = select(JobRow).where(JobRow.project_id == project_id)
+        query = self._work.of(project_id)
         if status is not None:
             query = query.where(JobRow.status == status.value)
         with self._database.read() as session:
@@ -75,58 +67,61 @@ class Jobs:
 
     def events(self, project_id: str, job_id: str, after: int = 0, limit: int = 100) -> Sequence[JobEvent]:
         """The events that follow number `after`, in order; raise `NotFound`."""
-        with self._database.read() as session:
-            _find(session, project_id, job_id)
-            return history.read(session, job_id, after, limit)
+        return self._work.events(project_id, job_id, after, limit)
 
     def attempts(self, project_id: str, job_id: str) -> Sequence[Attempt]:
         """Every claim of the job, oldest first; raise `NotFound`."""
         with self._database.read() as session:
-            _find(session, project_id, job_id)
+            self._work.find(session, project_id, job_id)
             rows = session.scalars(select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.attempt))
             return [attempt_of(row) for row in rows]
 
     def inputs(self, project_id: str, job_id: str) -> JobInputs:
         """What the teacher and data of a job were resolved to; raise `NotFound`."""
         with self._database.read() as session:
-            return JobInputs.model_validate(_find(session, project_id, job_id).inputs)
+            return JobInputs.model_validate(self._work.find(session, project_id, job_id).inputs)
 
     def cancel(self, project_id: str, job_id: str) -> Job:
         """Ask for the end of a job; one that no worker has is cancelled at once. Asking twice is no error."""
-        return self._ask(project_id, job_id, "cancel", "cancelled by the user", asked=Status.CANCELLING)
+        return self._order(project_id, job_id, "cancel")
 
     def pause(self, project_id: str, job_id: str) -> Job:
         """Ask a job to stop with a checkpoint; one that no worker has is paused at once. Asking twice is no error."""
-        return self._ask(project_id, job_id, "pause", "paused by the user", asked=Status.PAUSING)
+        return self._order(project_id, job_id, "pause")
 
     def resume(self, project_id: str, job_id: str) -> Job:
         """Queue a paused job again, with all its attempts before it."""
-        return self._ask(project_id, job_id, "resume", "resumed by the user", event=EventType.RESUMED)
+        return self._order(project_id, job_id, "resume")
 
-    def _ask(
-        self, project_id: str, job_id: str, verb: str, message: str, *,
-        asked: Status | None = None, event: EventType | None = None,
-    ) -> Job:  # fmt: skip
-        with self._database.write() as session:
-            job = _find(session, project_id, job_id, lock=True)
-            if job.status != asked:
-                move(session, job, user_goal(job, verb), message, now=_now(session), event=event)
-                if event is EventType.RESUMED:
-                    job.fruitless_attempts = 0
+    def _order(self, project_id: str, job_id: str, verb: str) -> Job:
+        self._work.order(project_id, job_id, verb)
         return self.get(project_id, job_id)
 
     # ------------------------------------------------------------------ for workers
 
-    def claim(self, worker: str, job_id: str | None = None) -> Claim | None:
-        """Take this queued job, or the oldest; None when there is none to take."""
-        with self._database.write() as session:
-            job = take(session, worker, self._settings.lease_s, job_id)
-            if job is None:
-                return None
-            return Claim(
-                job_id=job.id, project_id=job.project_id, epoch=job.epoch, worker=worker,
-                spec=JobSpec.model_validate(job.spec), inputs=JobInputs.model_validate(job.inputs),
-            )  # fmt: skip
+    def claim(self, worker: str, job_id: str | None = None, *, memory_bytes: int | None = None) -> Claim | None:
+        """Take this queued job, or the one whose turn it is (queueing.py); None when there is none to take.
+
+        `memory_bytes` is what this worker has: a job that needs more, by its estimate, is left to another.
+        """
+        if job_id is not None:
+            with self._database.write() as session:
+                return self._claimed(session, worker, job_id)
+        passed: set[str] = set()
+        while True:
+            with self._database.write() as session:  # one project a transaction: who waits for two can wait for ever
+                project_id = next_project(session, passed)
+                if project_id is None:
+                    return None
+                chosen = next_job(session, project_id, memory_bytes)
+                claim = self._claimed(session, worker, chosen) if chosen else None
+                if claim is not None:
+                    return claim
+            passed.add(project_id)
+
+    def _claimed(self, session: Session, worker: str, job_id: str) -> Claim | None:
+        job = take(session, worker, self._settings.lease_s, job_id)
+        return claim_of(job, worker) if job else None
 
     def heartbeat(self, claim: Claim) -> Orders:
         """Keep the job for another lease and learn what the user asked."""
@@ -153,8 +148,18 @@ class Jobs:
             history.append(session, job, said, _now(session))
             return _orders(job.status)
 
-    def succeed(self, claim: Claim, variants: Sequence[NewVariant]) -> Job:
-        """Publish the variants and end the job, all at once or not at all."""
+    def keep_files(self, claim: Claim, folder: str, files: Sequence[Artifact]) -> None:
+        """Let these be all the files that the job has under `folder`; their bytes are in the artifact store."""
+        with self._database.write() as session:
+            _held(session, claim)
+            old = (JobFileRow.job_id == claim.job_id, JobFileRow.path.startswith(f"{folder}/", autoescape=True))
+            for sha256 in session.scalars(select(JobFileRow.sha256).where(*old)).all():
+                insert_if_absent(session, GarbageRow, sha256=sha256, since=db_now())
+            session.execute(delete(JobFileRow).where(*old))
+            session.add_all(JobFileRow(job_id=claim.job_id, path=f.path, bytes=f.bytes, sha256=f.sha256) for f in files)
+
+    def succeed(self, claim: Claim, variants: Sequence[NewVariant] = (), result: Any = None) -> Job | Evaluation:
+        """Publish the variants of a job, or keep the result of an evaluation, and end it: all at once or not at all."""
         with self._database.write() as session:
             job = _held(session, claim)
             first_allowed(job, "succeed", Status.SUCCEEDED)
@@ -166,23 +171,27 @@ class Jobs:
                 history.append(
                     session, job, [RunEvent(type=EventType.VARIANT_PUBLISHED, message=message, data=data)], now
                 )
+            if job.kind == WorkKind.EVALUATION:
+                job.result = result
+                move(session, job, Status.SUCCEEDED, "succeeded", now=now)
+                return evaluation_of(job)
             message = f"succeeded with {len(published)} variant{'' if len(published) == 1 else 's'}"
             move(session, job, Status.SUCCEEDED, message, now=now, data={"variant_ids": [v.id for v in published]})
-        return self.get(claim.project_id, claim.job_id)
+        return self._standing(claim)
 
-    def fail(self, claim: Claim, reason: Reason) -> Job:
+    def fail(self, claim: Claim, reason: Reason) -> Job | Evaluation:
         """End the job; it is not tried again."""
         return self._end(claim, Status.FAILED, reason.message, reason)
 
-    def cancelled(self, claim: Claim) -> Job:
+    def cancelled(self, claim: Claim) -> Job | Evaluation:
         """The run has stopped as the user asked."""
         return self._end(claim, Status.CANCELLED, "stopped as asked")
 
-    def paused(self, claim: Claim, reason: Reason | None = None) -> Job:
+    def paused(self, claim: Claim, reason: Reason | None = None) -> Job | Evaluation:
         """The run has stopped and can be resumed; `reason` when it was not the user who asked."""
         return self._end(claim, Status.PAUSED, reason.message if reason else "stopped as asked", reason)
 
-    def release(self, claim: Claim, message: str) -> Job:
+    def release(self, claim: Claim, message: str) -> Job | Evaluation:
         """Let go of a run that stopped in good order: back to the queue, or paused or cancelled when that was asked.
 
         Costs no attempt.
@@ -192,13 +201,28 @@ class Jobs:
             goal = first_allowed(job, "be released", Status.QUEUED, Status.PAUSED, Status.CANCELLED)
             outcome = "released" if goal is Status.QUEUED else None
             move(session, job, goal, message, now=_now(session), outcome=outcome)
-        return self.get(claim.project_id, claim.job_id)
+        return self._standing(claim)
 
-    def lose(self, claim: Claim, message: str, *, code: str = "attempts_spent") -> Job:
+    def lose(self, claim: Claim, message: str, *, code: str = "attempts_spent") -> Job | Evaluation:
         """The run ended as it should not: try again, or fail with `code` when too many attempts got nowhere."""
         with self._database.write() as session:
             self._lose(session, _held(session, claim), message, code)
-        return self.get(claim.project_id, claim.job_id)
+        return self._standing(claim)
+
+    def starve(self, claim: Claim, message: str) -> Job | Evaluation:
+        """The run ran out of memory: once more with micro-batches of half the size, then fail. Costs no attempt."""
+        with self._database.write() as session:
+            job = _held(session, claim)
+            if job.status == Status.RUNNING and job.halvings >= _MOST_HALVINGS:
+                reason = Reason(code="out_of_memory", message=f"{message}; smaller micro-batches were of no help")
+                move(session, job, Status.FAILED, reason.message, now=_now(session), reason=reason, outcome="lost")
+            else:
+                job.halvings += 1
+                goal = first_allowed(job, "be lost", Status.QUEUED, Status.PAUSED, Status.CANCELLED)
+                event = EventType.ATTEMPT_LOST if goal is Status.QUEUED else None
+                message += "; once more with micro-batches of half the size"
+                move(session, job, goal, message, now=_now(session), event=event, outcome="lost")
+        return self._standing(claim)
 
     def reconcile(self) -> Sequence[str]:
         """Free the jobs of workers that fell silent; return the queued jobs, oldest first, for whom to ring again."""
@@ -222,10 +246,15 @@ class Jobs:
         with self._database.read() as session:
             return frozenset(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.status.in_(ended))))
 
-    def _end(self, claim: Claim, goal: Status, message: str, reason: Reason | None = None) -> Job:
+    def _standing(self, claim: Claim) -> Job | Evaluation:
+        with self._database.read() as session:
+            row = session.get_one(JobRow, claim.job_id)
+            return evaluation_of(row) if row.kind == WorkKind.EVALUATION else records_of(session, [row])[0]
+
+    def _end(self, claim: Claim, goal: Status, message: str, reason: Reason | None = None) -> Job | Evaluation:
         with self._database.write() as session:
             move(session, _held(session, claim), goal, message, now=_now(session), reason=reason)
-        return self.get(claim.project_id, claim.job_id)
+        return self._standing(claim)
 
     def _lose(self, session: Session, job: JobRow, message: str, code: str) -> None:
         attempt = session.get_one(AttemptRow, (job.id, job.epoch))
@@ -240,16 +269,17 @@ class Jobs:
         move(session, job, goal, message, now=_now(session), event=event, outcome="lost")
 
 
+def _claim_of(job: JobRow | None, worker: str) -> Claim | None:
+    if job is None:
+        return None
+    return Claim(
+        job_id=job.id, project_id=job.project_id, epoch=job.epoch, worker=worker, halvings=job.halvings,
+        spec=JobSpec.model_validate(job.spec), inputs=JobInputs.model_validate(job.inputs),
+    )  # fmt: skip
+
+
 def _now(session: Session) -> float:
     return session.scalars(select(db_now())).one()
-
-
-def _find(session: Session, project_id: str, job_id: str, *, lock: bool = False) -> JobRow:
-    query = select(JobRow).where(JobRow.id == job_id, JobRow.project_id == project_id)
-    job = session.scalar(query.with_for_update(key_share=True) if lock else query)
-    if job is None:
-        raise NotFound(f"no job {job_id!r} in this project")
-    return job
 
 
 def _held(session: Session, claim: Claim) -> JobRow:

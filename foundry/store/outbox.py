@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from foundry.spec.lifecycle import RunEvent
-from foundry.spec.webhooks import HOOKED
+from foundry.spec.lifecycle import RunEvent, WorkKind
+from foundry.spec.webhooks import HOOKED, hooked_name
 from foundry.store.database import Database, db_now
 from foundry.store.ids import new_id
 from foundry.store.pages import moment
@@ -47,20 +47,19 @@ class Outcome:
 
 def enqueue(session: Session, job: JobRow, events: Sequence[RunEvent], now: float) -> None:
     """A message for every endpoint of the job's project that hears of these events. `job.last_seq` is of the last."""
-    hooked = [(seq, e) for seq, e in enumerate(events, start=job.last_seq - len(events) + 1) if e.type in HOOKED]
+    kind = WorkKind(job.kind)
+    named = [(seq, hooked_name(kind, e.type), e) for seq, e in enumerate(events, job.last_seq - len(events) + 1)]
+    hooked = [(seq, name, e) for seq, name, e in named if name in HOOKED]
     if not hooked:
         return
     endpoints = session.scalars(
         select(WebhookRow).where(WebhookRow.project_id == job.project_id, WebhookRow.enabled.is_(True))
     ).all()
-    for seq, event in hooked:
-        data = {**event.data, "job_id": job.id, "job_name": job.name, "status": job.status, "seq": seq}
-        payload = {"type": event.type.value, "timestamp": moment(now).isoformat(), "data": data}
-        session.add_all(
-            new_delivery(endpoint, event.type.value, payload, now)
-            for endpoint in endpoints
-            if event.type.value in endpoint.events
-        )
+    for seq, name, event in hooked:
+        whose = {f"{kind}_id": job.id, f"{kind}_name": job.name}
+        data = {**event.data, **whose, "status": job.status, "seq": seq}
+        payload = {"type": name, "timestamp": moment(now).isoformat(), "data": data}
+        session.add_all(new_delivery(endpoint, name, payload, now) for endpoint in endpoints if name in endpoint.events)
 
 
 def new_delivery(endpoint: WebhookRow, type: str, payload: Any, now: float) -> DeliveryRow:

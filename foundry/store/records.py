@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from foundry.spec.job import JobSpec
+from foundry.spec.evaluation import EvaluationSpec
+from foundry.spec.job import JobSpec, is_hub_id
 from foundry.spec.record import Record
 from foundry.spec.variant import Artifact, VariantManifest
 
@@ -28,6 +29,33 @@ class JobInputs(Record):
     """The registered model that the spec named."""
     teacher_parameters: int | None = None
     """None for a model on the hub; for estimates from what other jobs took."""
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    """What a run needs at least, by the estimate; None for a model on the hub."""
+
+
+class ModelPlace(Record):
+    """A model as a worker finds it: a folder or a hub id, or else files of the artifact store."""
+
+    id: str
+    """As the request named it; an active evaluation keeps it from being deleted."""
+    name: str
+    source: str = ""
+    files: tuple[Artifact, ...] = ()
+
+    @property
+    def needs_hub(self) -> bool:
+        """Whether it is to be fetched."""
+        return not self.files and is_hub_id(self.source)
+
+
+class EvaluationInputs(Record):
+    """An evaluation's models and data, resolved when it was submitted."""
+
+    model: ModelPlace
+    teacher: ModelPlace | None = None
+    dataset_id: str | None = None
+    data_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +65,11 @@ class Claim:
     job_id: str
     project_id: str
     epoch: int
-    spec: JobSpec
-    inputs: JobInputs
+    spec: JobSpec | EvaluationSpec
+    inputs: JobInputs | EvaluationInputs
     worker: str
+    halvings: int = 0
+    """How often the micro-batch is halved, because attempts before ran out of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,12 @@ class Words(TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         if value is None:
             return None
-        return value.replace("\0", "�").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return storable(value)
+
+
+def storable(text: str) -> str:
+    """A text as every database gives it back."""
+    return text.replace("\0", "�").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class Json(TypeDecorator[Any]):

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from foundry.spec.lifecycle import Status
+from foundry.spec.lifecycle import Status, WorkKind
 from foundry.store import project_tables as project_tables  # so that Row.metadata is whole wherever this is imported
 from foundry.store.rows import Json
 from foundry.store.rows import Row as Row
@@ -23,6 +23,8 @@ class ProjectRow(Row):
     name: Mapped[str] = mapped_column(unique=True)
     quota: Mapped[Any] = mapped_column(Json, default=dict)
     created_at: Mapped[float]
+    last_claim_at: Mapped[float | None]
+    """When a worker last took a job of the project: of projects with equally many runs the longest waiting is next."""
 
 
 class ApiKeyRow(Row):
@@ -63,7 +65,7 @@ class DatasetRow(Row):
 
 
 class JobRow(Row):
-    """A job as it stands. `transition.py` alone sets `status`; `epoch` fences every write of a run."""
+    """A job or an evaluation. `transition.py` alone sets `status`; `epoch` fences every write of a run."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -71,13 +73,15 @@ class JobRow(Row):
         CheckConstraint(
             "(lease_until IS NOT NULL) = (status IN ('running', 'pausing', 'cancelling'))", name="lease_while_held"
         ),
-        Index(None, "project_id", "id"),
-        Index(None, "project_id", "status", "id"),
+        Index(None, "project_id", "kind", "id"),
+        Index(None, "project_id", "kind", "status", "id"),
+        Index(None, "project_id", "status", "priority", "id"),
         Index(None, "status", "id"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    kind: Mapped[str] = mapped_column(default=WorkKind.JOB.value, server_default=WorkKind.JOB.value)
     name: Mapped[str]
     status: Mapped[str]
     reason_code: Mapped[str | None]
@@ -90,14 +94,33 @@ class JobRow(Row):
     """How many times the job was claimed; 0 before the first."""
     fruitless_attempts: Mapped[int]
     """Attempts lost one after the other without a new checkpoint or a finished stage."""
+    halvings: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How often the micro-batch was halved because a run had ended out of memory."""
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Among the project's own jobs; the higher goes first."""
+    memory_bytes: Mapped[int | None]
+    """What the estimate says that a run needs at least; None where nobody knows."""
     worker: Mapped[str | None]
     lease_until: Mapped[float | None]
     last_seq: Mapped[int]
     parent_id: Mapped[str | None]
     """The job that this one repeats; no foreign key, for the parent may be deleted."""
+    result: Mapped[Any | None] = mapped_column(Json)
+    """What an evaluation has found so far; what comes of a job are variants."""
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
+
+
+class JobFileRow(Row):
+    """One file that a job left beside its variants, such as its report; the bytes are the artifact `sha256`."""
+
+    __tablename__ = "job_files"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    path: Mapped[str] = mapped_column(primary_key=True)
+    bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(index=True)
 
 
 class AttemptRow(Row):
@@ -159,6 +182,24 @@ class VariantFileRow(Row):
     bytes: Mapped[int]
     sha256: Mapped[str]
     format: Mapped[str | None]
+
+
+class MeasurementRow(Row):
+    """What a variant did on a device."""
+
+    __tablename__ = "measurements"
+    __table_args__ = (Index(None, "variant_id", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    variant_id: Mapped[str] = mapped_column(ForeignKey("variants.id"))
+    device: Mapped[str | None]
+    target: Mapped[str]
+    context_tokens: Mapped[int]
+    metrics: Mapped[Any] = mapped_column(Json)
+    fits_budget: Mapped[bool | None]
+    over_budget: Mapped[Any] = mapped_column(Json)
+    created_at: Mapped[float]
 
 
 class IdempotencyRow(Row):

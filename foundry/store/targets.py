@@ -59,6 +59,8 @@ class Targets:
     def resolve(self, project_id: str, spec: JobSpec) -> JobSpec:
         """The spec with the project's own targets written out; other names stay as they are."""
         named = [target for target in spec.targets if isinstance(target, str)]
+        if not named:
+            return spec
         query = select(TargetRow).where(TargetRow.project_id == project_id, TargetRow.name.in_(named))
         with self._database.read() as session:
             own = {row.name: CustomTarget.model_validate(row.spec) for row in session.scalars(query)}

@@ -15,7 +15,7 @@ from foundry.spec.lifecycle import TRANSITIONS, EventType, RunEvent, Status
 from foundry.spec.resources import Reason
 from foundry.store.database import db_now
 from foundry.store.events import append
-from foundry.store.tables import AttemptRow, JobRow
+from foundry.store.tables import AttemptRow, JobRow, ProjectRow
 
 HELD = frozenset({Status.RUNNING, Status.PAUSING, Status.CANCELLING})
 """A worker has the job: it has a lease, and only that worker or the end of the lease moves it on."""
@@ -48,7 +48,9 @@ def first_allowed(job: JobRow, wish: str, *goals: Status) -> Status:
     for goal in goals:
         if goal in TRANSITIONS[Status(job.status)]:
             return goal
-    raise IllegalTransition(f"job {job.id} is {job.status} and cannot {wish}; {_what_can_be_done(Status(job.status))}")
+    raise IllegalTransition(
+        f"{job.kind} {job.id} is {job.status} and cannot {wish}; {_what_can_be_done(Status(job.status))}"
+    )
 
 
 def user_goal(job: JobRow, verb: str) -> Status:
@@ -56,7 +58,7 @@ def user_goal(job: JobRow, verb: str) -> Status:
     status = Status(job.status)
     if _permits(status, verb):
         return first_allowed(job, verb, *USER_VERBS[verb])
-    raise IllegalTransition(f"job {job.id} is {status}: there is nothing to {verb}; {_what_can_be_done(status)}")
+    raise IllegalTransition(f"{job.kind} {job.id} is {status}: there is nothing to {verb}; {_what_can_be_done(status)}")
 
 
 def move(
@@ -90,15 +92,10 @@ def move(
     append(session, job, [RunEvent(type=event or _EVENT[to], message=message, level=level, data=details)], now)
 
 
-def take(session: Session, worker: str, lease_s: float, job_id: str | None) -> JobRow | None:
-    """Claim one queued job, the oldest unless one is named, by a guarded UPDATE; None when another worker was first."""
+def take(session: Session, worker: str, lease_s: float, job_id: str) -> JobRow | None:
+    """Claim a queued job by a guarded UPDATE; None when another worker was first."""
     waiting = [status.value for status in CLAIMABLE]
-    claim = update(JobRow).where(JobRow.status.in_(waiting))
-    if job_id is not None:
-        claim = claim.where(JobRow.id == job_id)
-    else:
-        oldest = select(JobRow.id).where(JobRow.status.in_(waiting)).order_by(JobRow.id).limit(1)
-        claim = claim.where(JobRow.id == oldest.with_for_update(skip_locked=True).scalar_subquery())
+    claim = update(JobRow).where(JobRow.status.in_(waiting), JobRow.id == job_id)
     claim = claim.values(
         status=Status.RUNNING.value, epoch=JobRow.epoch + 1, worker=worker, lease_until=db_now() + lease_s,
         reason_code=None, reason_message=None,
@@ -109,6 +106,7 @@ def take(session: Session, worker: str, lease_s: float, job_id: str | None) -> J
     job = session.get_one(JobRow, taken)
     now = session.scalars(select(db_now())).one()
     job.started_at = job.started_at or now
+    session.execute(update(ProjectRow).where(ProjectRow.id == job.project_id).values(last_claim_at=now))
     session.add(
         AttemptRow(
             job_id=job.id, attempt=job.epoch, worker=worker, started_at=now, ended_at=None, outcome=None, message=None,

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from foundry.errors import QuotaExceeded
 from foundry.spec.access import Limits, Usage
-from foundry.spec.lifecycle import Status
+from foundry.spec.lifecycle import Status, WorkKind
 from foundry.store.database import Database, db_now
 from foundry.store.pages import moment
 from foundry.store.project_tables import ModelRow, UploadRow
@@ -33,10 +33,13 @@ class UsageMeter:
             begin = month_of(now) if since is None else since.timestamp()
             end = now if until is None else until.timestamp()
             within = (JobRow.project_id == project_id, JobRow.created_at >= begin, JobRow.created_at < end)
-            counts = session.execute(select(JobRow.status, func.count()).where(*within).group_by(JobRow.status)).all()
+            jobs = (*within, JobRow.kind == WorkKind.JOB.value)
+            counts = session.execute(select(JobRow.status, func.count()).where(*jobs).group_by(JobRow.status)).all()
+            evaluations = select(func.count()).where(*within, JobRow.kind == WorkKind.EVALUATION.value)
             return Usage(
                 since=moment(begin), until=moment(end), jobs_submitted=sum(count for _, count in counts),
                 jobs_by_status={status: count for status, count in counts},
+                evaluations_submitted=session.scalars(evaluations).one(),
                 run_seconds=_run_seconds(session, project_id, begin, end, now),
                 dataset_bytes=_total(session, DatasetRow, project_id),
                 model_bytes=_total(session, ModelRow, project_id),
@@ -64,8 +67,8 @@ def require_room_for_job(session: Session, project_id: str) -> None:
     quota = quota_of(session, project_id, lock=True)
     if quota.active_jobs is not None and _active_jobs(session, project_id) >= quota.active_jobs:
         raise QuotaExceeded(
-            f"the project may have {quota.active_jobs:,} jobs that have not ended, and has them; cancel one, wait "
-            "until one ends, or ask the operator for more"
+            f"the project may have {quota.active_jobs:,} jobs and evaluations that have not ended, and has them; "
+            "cancel one, wait until one ends, or ask the operator for more"
         )
     now = session.scalars(select(db_now())).one()
     allowed = quota.run_seconds_per_month

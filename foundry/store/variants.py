@@ -68,10 +68,15 @@ class Variants:
 
     def file(self, project_id: str, variant_id: str, path: str) -> tuple[Path, Artifact]:
         """The bytes of one file, not to be changed, and its record; raise `NotFound` with the paths that there are."""
+        artifact = self.artifact(project_id, variant_id, path)
+        return self._artifacts.path(artifact.sha256), artifact
+
+    def artifact(self, project_id: str, variant_id: str, path: str) -> Artifact:
+        """The record of one file; raise `NotFound` with the paths that there are."""
         variant = self.get(project_id, variant_id)
         for artifact in variant.files:
             if artifact.path == path:
-                return self._artifacts.path(artifact.sha256), artifact
+                return artifact
         there = ", ".join(artifact.path for artifact in variant.files)
         raise NotFound(f"variant {variant_id} has no file {path!r:.200}; its files are {there}")
 

@@ -15,9 +15,13 @@ import psutil
 
 from demo.corpus import write_jsonl
 from foundry.client.client import Foundry
+from foundry.spec.resources import Job
+from foundry.spec.variant import VariantManifest
 
 ROOT = Path(__file__).parents[2]
 TEACHER = ROOT / "demo" / "teacher"
+TABLET = {"name": "tablet", "max_params": 5_500_000}
+WATCH = {"name": "watch", "max_params": 3_700_000}
 
 
 def spec(dataset_id: str, **changes: Any) -> dict[str, Any]:
@@ -25,7 +29,7 @@ def spec(dataset_id: str, **changes: Any) -> dict[str, Any]:
     return {
         "teacher": str(TEACHER),
         "data": dataset_id,
-        "targets": [{"name": "tablet", "max_params": 5_500_000}, {"name": "watch", "max_params": 3_700_000}],
+        "targets": [TABLET, WATCH],
         "prune": {"calibration_tokens": 4096, "candidates": 1, "local_epochs": 1},
         "distill": {
             "tokens": 6144,
@@ -45,6 +49,12 @@ def write_data(folder: Path) -> Path:
     path = folder / "text.jsonl"
     write_jsonl(path, 400_000)
     return path
+
+
+def manifests_of(foundry: Foundry, job: Job) -> dict[str, VariantManifest]:
+    """A job's variants by their targets."""
+    found = (VariantManifest.model_validate(foundry.variants.manifest(v)) for v in job.variant_ids)
+    return {manifest.target: manifest for manifest in found}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from foundry.engine.distill.parallel import ALONE, Ranks, whole
 from foundry.spec.family import family_of
 from foundry.spec.stages import HiddenLoss
 
@@ -82,23 +83,25 @@ class HiddenMatch(nn.Module):
             self.projection = nn.Parameter(start_GH)
 
     def gradients(
-        self, mine: Mapping[int, Tensor], theirs: Mapping[int, Tensor], targets_BS: Tensor, scale: float
-    ) -> tuple[list[Tensor], list[Tensor]]:
+        self, mine: Mapping[int, Tensor], theirs: Mapping[int, Tensor], targets_BS: Tensor, scale: float,
+        ranks: Ranks = ALONE,
+    ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
         """The watched outputs [B, S, H] of the student and d loss / d output; the projection's is added to its own."""
         outputs, gradients = [], []
         scale /= len(self.pairs.layers)
         weight = float(self.weight)
+        projection_GH = None if self.projection is None else whole(self.projection.detach())
         for layer, teacher_layer in self.pairs.layers:
             output_BSH = mine[layer]
             state_TH = output_BSH.detach()[targets_BS].float()
-            projected_TG = state_TH if self.projection is None else state_TH @ self.projection.detach().T
+            projected_TG = state_TH if projection_GH is None else state_TH @ projection_GH.T
             loss, slope_TG = self.pairs.distance(projected_TG, theirs[teacher_layer].float())
             self._hidden_loss += float(loss) * scale
             slope_TG = slope_TG * (scale * weight)
-            if self.projection is not None:
-                own_GH = slope_TG.T @ state_TH
+            if self.projection is not None and projection_GH is not None:
+                own_GH = ranks.share_of(slope_TG.T @ state_TH, self.projection)
                 self.projection.grad = own_GH if self.projection.grad is None else self.projection.grad.add_(own_GH)
-                slope_TG = slope_TG @ self.projection.detach()
+                slope_TG = slope_TG @ projection_GH
             gradient_BSH = torch.zeros_like(output_BSH)
             gradient_BSH[targets_BS] = slope_TG.to(output_BSH.dtype)
             outputs.append(output_BSH)
@@ -109,10 +112,11 @@ class HiddenMatch(nn.Module):
         """Note what the logit loss of this micro-batch was."""
         self._logit_loss += loss
 
-    def balance(self) -> None:
+    def balance(self, ranks: Ranks = ALONE) -> None:
         """A step is over: weigh the next one by it."""
-        if self._hidden_loss > 0:
-            self.weight.fill_(self._logit_loss / self._hidden_loss)
+        logit_loss, hidden_loss = ranks.averaged([self._logit_loss, self._hidden_loss])
+        if hidden_loss > 0:
+            self.weight.fill_(logit_loss / hidden_loss)
         self.forget()
 
     def forget(self) -> None:

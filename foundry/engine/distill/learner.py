@@ -17,6 +17,7 @@ from foundry.engine.attention import attend_within_documents
 from foundry.engine.distill.hidden import HiddenMatch, watching
 from foundry.engine.distill.losses import Head, Scored
 from foundry.engine.distill.optimizers import Update
+from foundry.engine.distill.parallel import ALONE, Ranks, own, part_of, whole
 from foundry.engine.models import trunk_and_head
 from foundry.engine.norms import fuse_norms
 from foundry.engine.packed import Batch
@@ -47,22 +48,23 @@ class Learner:
 
     With `ema_decay`, what is measured and shipped is a moving average of the weights: each update keeps this share of
     it, less at first, where the average would otherwise remember the untrained student. With `keeps_best`, what is
-    shipped are the weights of the last `remember`.
+    shipped are the weights of the last `remember`. Of several `ranks` each calls everything, with its own rows.
     """
 
     def __init__(
         self, name: str, model: PreTrainedModel, dtype: torch.dtype, *,
         optimizer: OptimizerName = "adamw", ema_decay: float | None = None, keeps_best: bool = False,
-        hidden: HiddenMatch | None = None,
+        hidden: HiddenMatch | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         attend_within_documents(model)
         fuse_norms(model)
-        self.name, self.model, self._dtype = name, model, dtype
+        self.name, self.model, self._dtype, self._ranks = name, model, dtype, ranks
         self._trunk, head_VH, softcap = trunk_and_head(model)
         self._head = Head(head_VH, softcap)
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._hidden = hidden
         if hidden is not None and hidden.projection is not None:
+            hidden.projection = ranks.sharded(hidden.projection)
             self._trained[_PROJECTION] = hidden.projection
         self._update = Update(self._trained, {id(model.get_input_embeddings().weight), id(head_VH)}, optimizer)
         self._ema_decay, self._updates = ema_decay, 0
@@ -70,22 +72,32 @@ class Learner:
         self._best = self._copies() if keeps_best else {}
         self.model.train()
 
+    def hidden(self, batch: Batch) -> Tensor:
+        """What the head reads [B, S, H]."""
+        return trunk_hidden(self._trunk, batch.model_inputs(), self._dtype, batch.ids_BS.device)
+
+    @property
+    def state_bytes(self) -> int:
+        """What training will take in this process beside weights and activations: gradients and moments."""
+        return sum((1 + 2) * own(parameter).nbytes for parameter in self._trained.values())
+
     def accumulate(self, batch: Batch, lesson: Lesson) -> float:
         """Add the gradients of one micro-batch; return its loss, that of hidden states not counted."""
         with watching(self.model, self._watched) as states:
-            hidden_BSH = trunk_hidden(self._trunk, batch.model_inputs(), self._dtype, batch.ids_BS.device)
+            hidden_BSH = self.hidden(batch)
         scored = lesson.score(hidden_BSH.detach()[batch.targets_BS], self._head)
         gradient_BSH = torch.zeros_like(hidden_BSH)
         gradient_BSH[batch.targets_BS] = scored.hidden_TH.to(hidden_BSH.dtype)
         outputs, gradients = [hidden_BSH], [gradient_BSH]
         if self._hidden is not None:
             self._hidden.add_logit_loss(float(scored.total))
-            more = self._hidden.gradients(states, lesson.states, batch.targets_BS, lesson.scale)
+            more = self._hidden.gradients(states, lesson.states, batch.targets_BS, lesson.scale, self._ranks)
             outputs, gradients = outputs + more[0], gradients + more[1]
         torch.autograd.backward(outputs, gradients)
         if scored.head_VH is not None:
             weight = self._head.weight_VH
-            weight.grad = scored.head_VH if weight.grad is None else weight.grad.add_(scored.head_VH)
+            gradient = self._ranks.share_of(scored.head_VH, weight)
+            weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
         return float(scored.total)
 
     def update(self, rate: float) -> float:
@@ -93,13 +105,13 @@ class Learner:
 
         Nothing is changed when the norm is not a number.
         """
-        norm = float(nn.utils.clip_grad_norm_(self._trained.values(), _LARGEST_GRADIENT, foreach=True))
+        norm = float(whole(nn.utils.clip_grad_norm_(self._trained.values(), _LARGEST_GRADIENT, foreach=True)))
         if math.isfinite(norm):
             self._update.step(rate)
             self._updates += 1
             self._follow()
             if self._hidden is not None:
-                self._hidden.balance()
+                self._hidden.balance(self._ranks)
         self.forget()
         return norm
 
@@ -123,28 +135,30 @@ class Learner:
     def remember(self) -> None:
         """Take the weights as they would be shipped now for the best so far."""
         for name, best in self._best.items():
-            best.copy_(self._average.get(name, self._trained[name]).detach())
+            own(best).copy_(own(self._average.get(name, self._trained[name])))
 
     def settle(self) -> None:
         """End the training: the model gets the weights that are shipped."""
-        with torch.no_grad():
-            for name, weights in (self._best or self._average).items():
-                self._trained[name].copy_(weights)
+        for name, weights in (self._best or self._average).items():
+            own(self._trained[name]).copy_(own(weights))
 
     def state(self) -> dict[str, Tensor]:
         """Everything that changes in training, by name; restoring it continues the run bit for bit."""
         return {name: tensor.detach() for name, tensor in self._tensors()}
 
-    def restore(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Take over `state` as it was after `step` updates. Raises `DamagedCheckpoint` when a tensor does not fit."""
+    def begin(self, step: int) -> None:
+        """Make room for the state as it is after `step` updates; the caller fills it in."""
         self._update.begin(step)
         self._updates = step
-        own = dict(self._tensors())
-        if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
+
+    def restore(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Take over `state` as it was after `step` updates. Raises `DamagedCheckpoint` when a tensor does not fit."""
+        self.begin(step)
+        mine = self.state()
+        if mine.keys() != state.keys() or any(mine[name].shape != state[name].shape for name in mine):
             raise DamagedCheckpoint(f"the checkpoint of {self.name} holds other tensors than the model")
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(state[name])
+        for name, tensor in mine.items():
+            own(tensor).copy_(part_of(state[name].to(tensor.device), tensor))
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._trained.items():
@@ -169,9 +183,13 @@ class Learner:
             return
         # As TensorFlow's ExponentialMovingAverage does with num_updates.
         kept = min(self._ema_decay, (1 + self._updates) / (10 + self._updates))
-        torch._foreach_lerp_(list(self._average.values()), [self._trained[n] for n in self._average], 1 - kept)
+        averages = [own(average) for average in self._average.values()]
+        torch._foreach_lerp_(averages, [own(self._trained[name]) for name in self._average], 1 - kept)
 
     def _swap(self) -> None:
+        # By value: FSDP holds on to the memory of its parameters.
         for name, average in self._average.items():
-            parameter = self._trained[name]
-            self._average[name], parameter.data = parameter.data, average
+            mine, theirs = own(self._trained[name]), own(average)
+            kept = mine.clone()
+            mine.copy_(theirs)
+            theirs.copy_(kept)

@@ -1,38 +1,81 @@
-"""How many rows fit into memory at once, decided from the machine's size before the first step.
+"""How many rows fit into memory at once: what a row keeps for its backward pass is measured before the first step.
 
-The total memory decides, not what is free at the moment: a resumed run must add up its gradients in the same order.
+The machine's limit decides, not what is free at the moment: a resumed run must add up its gradients in the same order.
 """
 
 import resource
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foundry.spec.family import family_of
-from foundry.spec.weights import Shape
+from foundry.engine.distill.learner import Learner
+from foundry.engine.packed import Batch, Packed
 
 _ACTIVATIONS_SHARE = 0.25
-"""Of the memory, for what a micro-batch keeps for its backward pass; weights and moments take the rest."""
+"""Of a machine's memory, for what a micro-batch keeps for its backward pass; weights and moments take the rest."""
+_USABLE_SHARE = 0.8
+"""Of what an accelerator has left for activations: the rest is for chunks of logits and for gaps between blocks."""
 _LARGEST_MICRO_TOKENS = 8192
 """Beyond this a larger micro-batch is no faster."""
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
-def micro_batch_rows(models: Sequence[PreTrainedModel], sequence_tokens: int, device: torch.device) -> int:
+class Fit(NamedTuple):
+    """How many rows fit, and why."""
+
+    rows: int
+    row_bytes: int
+    """What one more row keeps for its backward pass, of the student that keeps most."""
+    budget_bytes: int
+
+
+def micro_batch_rows(
+    learners: Sequence[Learner], text: Packed, device: torch.device, budget_bytes: int | None = None
+) -> Fit:
     """Rows whose activations fit; at least 1. Turns on gradient checkpointing in models of which not even one row fits.
 
     Students run one after another, so the largest decides.
     """
-    budget = _ACTIVATIONS_SHARE * total_bytes(device)
-    rows = max(1, _LARGEST_MICRO_TOKENS // sequence_tokens)
-    for model in models:
-        row_bytes = sequence_tokens * _activation_bytes(_shape_of(model))
+    budget = _budget_bytes(learners, device) if budget_bytes is None else budget_bytes
+    one, two = text.batch([0], device), text.batch([0, 0], device)
+    largest = 1
+    for learner in learners:
+        row_bytes = _kept_bytes(learner, two) - _kept_bytes(learner, one)
         if row_bytes > budget:
-            checkpoint_activations(model)
-        rows = max(1, min(rows, int(budget // row_bytes)))
-    return rows
+            checkpoint_activations(learner.model)
+            row_bytes = _kept_bytes(learner, two) - _kept_bytes(learner, one)
+        largest = max(largest, row_bytes)
+    rows = max(1, min(_LARGEST_MICRO_TOKENS // text.sequence_tokens, budget // largest))
+    return Fit(rows, largest, budget)
+
+
+def _kept_bytes(learner: Learner, batch: Batch) -> int:
+    """What a forward pass keeps for the backward pass, but for parameters: every block of memory once."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden_BSH = learner.hidden(batch)
+    del hidden_BSH  # the graph lives until here, so no block was counted in two places
+    return sum(kept.values())
+
+
+def _budget_bytes(learners: Sequence[Learner], device: torch.device) -> int:
+    if device.type != "cuda":
+        return int(_ACTIVATIONS_SHARE * total_bytes(device))
+    to_come = sum(learner.state_bytes for learner in learners)
+    return int(_USABLE_SHARE * max(0, total_bytes(device) - torch.cuda.memory_allocated(device) - to_come))
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
@@ -43,22 +86,25 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def _activation_bytes(shape: Shape) -> int:
-    """Bytes kept for the backward pass per token, about: 14 hidden, 6 attention and 5 ffn values of 4 bytes a layer."""
-    ffn = shape.ffn * max(1, shape.experts_per_token)
-    return 4 * shape.layers * (14 * shape.hidden + 6 * shape.heads * shape.head_dim + 5 * ffn)
-
-
-def _shape_of(model: PreTrainedModel) -> Shape:
-    config = model.config.to_dict()
-    return family_of(config).shape_of(config)
-
-
 def total_bytes(device: torch.device) -> int:
-    """Memory of the accelerator, or of the machine."""
+    """Memory of the accelerator; else of the machine, or what its operator lets this process have of it."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total)
+    return min([int(psutil.virtual_memory().total), *_limits()])
+
+
+def _limits(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Limits on this process's memory: of its control groups (both versions of them), and of its address space."""
+    found = [limit for limit in (resource.getrlimit(resource.RLIMIT_AS)[0],) if limit != resource.RLIM_INFINITY]
+    paths = [line.rpartition(":")[2].strip("/") for line in own.read_text().splitlines()] if own.exists() else []
+    groups = {group for path in ["", *paths] for group in (Path(path), *Path(path).parents)}
+    for group in groups:
+        for file in (root / group / "memory.max", root / "memory" / group / "memory.limit_in_bytes"):
+            try:
+                found.append(int(file.read_text()))
+            except (OSError, ValueError):  # "max" is no limit
+                continue
+    return found
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -12,6 +12,7 @@ from foundry.engine.distill.divergences import Divergence, divergence_of, forwar
 from foundry.engine.distill.hidden import watching
 from foundry.engine.distill.learner import Lesson
 from foundry.engine.distill.losses import HardLabels, Head, Scored, Signal, Whole, cross_entropy, match
+from foundry.engine.distill.parallel import whole
 from foundry.engine.distill.signal import SavedSignal
 from foundry.engine.distill.trainer import Objective
 from foundry.engine.models import trunk_and_head
@@ -64,7 +65,9 @@ def match_teacher(
     def objective(batch: Batch, scale: float) -> Lesson:
         with torch.no_grad(), watching(teacher, watched) as seen:
             hidden_BSG = trunk_hidden(trunk, batch.model_inputs(), context.dtype, context.device)
-        lesson = goal.lesson(Whole(hidden_BSG[batch.targets_BS], head), batch, scale, context.dtype)
+        # Gathered once for all students where the teacher lies in shards.
+        said = Whole(hidden_BSG[batch.targets_BS], head._replace(weight_VH=whole(head.weight_VH)))
+        lesson = goal.lesson(said, batch, scale, context.dtype)
         return lesson._replace(states={layer: state_BSG[batch.targets_BS] for layer, state_BSG in seen.items()})
 
     return objective

@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from foundry.engine.context import choose_dtype
+from foundry.engine.distill.parallel import gathered, own, part_of
 from foundry.spec.stages import OptimizerName
 
 _BETAS = (0.9, 0.95)
@@ -18,7 +20,10 @@ _ITERATIONS = 5
 
 
 class _ExactMuon(Muon):
-    """PyTorch's Muon with its iteration in float32: on a processor without bfloat16 instructions that is far faster."""
+    """PyTorch's Muon with its iteration in float32, on whole matrices also where they lie in shards.
+
+    On a processor without bfloat16 instructions that is far faster.
+    """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -29,10 +34,11 @@ class _ExactMuon(Muon):
                 state = self.state[parameter]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
-                momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = orthogonal(parameter.grad.lerp(momentum, group["momentum"]))
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-0.2 * group["lr"] * max(parameter.shape) ** 0.5)
+                gradient, weight = own(parameter.grad), own(parameter)
+                momentum = own(state["momentum_buffer"]).lerp_(gradient, 1 - group["momentum"])
+                update = orthogonal(gathered(gradient.lerp(momentum, group["momentum"]), parameter))
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(part_of(update, parameter), alpha=-0.2 * group["lr"] * max(parameter.shape) ** 0.5)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
@@ -72,7 +78,7 @@ class Update:
             self._optimizers.append(AdamW(given, betas=_BETAS, fused=True))
         if turned:
             native = choose_dtype(turned[0].device) == torch.bfloat16
-            kind_of_muon = Muon if native else _ExactMuon
+            kind_of_muon = Muon if native and not isinstance(turned[0], DTensor) else _ExactMuon
             self._optimizers.append(
                 kind_of_muon(turned, weight_decay=_WEIGHT_DECAY, momentum=_MOMENTUM, adjust_lr_fn="match_rms_adamw")
             )

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.distill.losses import TopK
+from foundry.engine.distill.parallel import ALONE, Ranks
 from foundry.engine.models import trunk_and_head
 from foundry.engine.packed import Packed
 from foundry.engine.products import chunk_tokens, inner_dtype, logits_of, operand, softmax, trunk_hidden
@@ -69,17 +70,26 @@ class SavedSignal:
         else:
             write_json(folder / _ORIGIN, asdict(origin))
 
-    def capture(self, teacher: PreTrainedModel, stage: StageName, context: RunContext) -> None:
-        """Let the teacher read what is still missing. Raises `Stopped` between files, which stay."""
+    def capture(
+        self, teacher: PreTrainedModel, stage: StageName, context: RunContext, ranks: Ranks = ALONE
+    ) -> None:  # fmt: skip
+        """Let the teacher read what is still missing. Raises `Stopped` between files, which stay.
+
+        Of several `ranks` each holds a part of the teacher, so all read everything, and the first writes it.
+        """
         bounds = [*range(0, len(self._text), self._file_rows), len(self._text)]
         missing = [part for part in pairwise(bounds) if not self._is_there(part[0])]
+        ranks.wait()
         message = (
             f"{stage}: the teacher reads {self._starts[-1]:,} tokens once and keeps its {self._origin.k} likeliest"
         )
         context.report(EventType.LOG, message, stage=stage, files=len(bounds) - 1, missing=len(missing))
         for done, (first, last) in enumerate(missing, 1):
-            _write_whole(self._read(teacher, first, last, context), self._path(first))
+            read = self._read(teacher, first, last, context)
+            if ranks.is_first:
+                _write_whole(read, self._path(first))
             context.progress(Progress(stage=stage, step=done, steps=len(missing)))
+        ranks.wait()
         size = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
         message = f"{stage}: the signal takes {size:,} bytes, {size / max(1, self._starts[-1]):.0f} a token"
         context.report(EventType.LOG, message, stage=stage, bytes=size)

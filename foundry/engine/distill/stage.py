@@ -1,7 +1,7 @@
 """The distill stage: the students of all targets learn from one teacher in one loop."""
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -11,9 +11,12 @@ from foundry.engine.attention import attend_within_documents
 from foundry.engine.context import RunContext
 from foundry.engine.distill.checkpoints import digest_of
 from foundry.engine.distill.hidden import HiddenMatch, Pairs
+from foundry.engine.distill.launch import launch
 from foundry.engine.distill.learner import Learner
 from foundry.engine.distill.memory import checkpoint_activations
 from foundry.engine.distill.objectives import Goal, match_saved, match_teacher
+from foundry.engine.distill.parallel import ALONE, Ranks, fill
+from foundry.engine.distill.sampled import sample, sampled_documents
 from foundry.engine.distill.schedule import Schedule, make_schedule, sequence_length
 from foundry.engine.distill.signal import Origin, SavedSignal, text_sha256
 from foundry.engine.distill.text import Texts, read_texts
@@ -24,6 +27,7 @@ from foundry.engine.norms import fuse_norms
 from foundry.engine.packed import Packed
 from foundry.engine.workspace import Workspace, sha256_of, write_json
 from foundry.intake.checkpoint import checkpoint_sha256, context_limit
+from foundry.intake.documents import Document
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.stages import Distill
@@ -34,18 +38,36 @@ _MANY_EPOCHS = 20
 
 
 def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
-    """Write model/ and history.json for every target whose plan cuts anything. Resumes from the newest checkpoint."""
-    config = spec.distill
-    assert config is not None
-    students = _students(spec, workspace, context)
+    """Write model/ and history.json for every target whose plan cuts anything. Resumes from the newest checkpoint.
+
+    With several accelerators a process for each does it.
+    """
+    students = _students(spec, workspace)
+    for target in (target for target in spec.target_names if target not in students):
+        message = f"nothing was cut for target {target!r}, so there is nothing to distil"
+        context.report(EventType.STAGE_SKIPPED, message, stage="distill", target=target)
     if not students:
         workspace.finish("distill", targets={})
         return
+    sample(spec, workspace, context)
+    if context.accelerators > 1:
+        launch(workspace, context)
+    else:
+        learn(spec, workspace, context)
+
+
+def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks = ALONE) -> None:
+    """The stage itself, in this process alone or as one of several."""
+    config = spec.distill
+    assert config is not None
+    students = _students(spec, workspace)
     teacher_folder = local_folder(workspace.teacher)
-    teacher = load_model(teacher_folder, dtype=context.dtype, device=context.device)
+    teacher = load_model(teacher_folder, dtype=context.dtype, device=_loaded_to(context, ranks))
     attend_within_documents(teacher)
+    ranks.shard(teacher)
     fuse_norms(teacher)
-    texts = _texts(config, load_tokenizer(teacher_folder), teacher, workspace, spec, context)
+    sampled = sampled_documents(workspace)
+    texts = _texts(config, load_tokenizer(teacher_folder), teacher, workspace, spec, context, sampled)
     schedule = make_schedule(
         texts.train, tokens=config.tokens, batch_tokens=config.batch_tokens, peak_rate=config.learning_rate,
         warmup_ratio=config.warmup_ratio, seed=spec.seed, decay=config.decay,
@@ -53,10 +75,10 @@ def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     _announce(schedule, len(students), context)
     pairs = {target: _pairs(config, target, workspace) for target in students}
     learners = [
-        _learner(target, folder, teacher, pairs[target], config, context) for target, folder in students.items()
+        _learner(target, folder, teacher, pairs[target], config, context, ranks) for target, folder in students.items()
     ]
     watched = {layer for found in pairs.values() if found is not None for _, layer in found.layers}
-    objective = _objective(config, teacher, teacher_folder, texts.train, watched, workspace, context)
+    objective = _objective(config, teacher, teacher_folder, texts.train, watched, workspace, context, ranks)
     del teacher  # A saved signal is all that is needed of it.
     training = Training(
         stage="distill", schedule=schedule, text=texts.train, held_out=texts.held_out, objective=objective,
@@ -64,18 +86,34 @@ def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         digest=_digest(spec, workspace, students), patience_looks=config.patience_looks,
         time_budget_s=config.time_budget_s,
     )  # fmt: skip
-    histories = train(learners, training, workspace, context)
+    histories = train(learners, training, workspace, context, ranks)
     for learner in learners:
-        folder = workspace.stage("distill", learner.name)
-        save_model(learner.model, like=students[learner.name], folder=folder / "model")
-        write_json(folder / "history.json", histories[learner.name])
-    workspace.finish("distill", targets={name: summary(history) for name, history in histories.items()})
-    shutil.rmtree(_signal_folder(workspace), ignore_errors=True)
+        folder, source = workspace.stage("distill", learner.name), students[learner.name]
+        model = _gathered(learner.model, source, ranks) if ranks.size > 1 else learner.model
+        if ranks.is_first:
+            save_model(model, like=source, folder=folder / "model")
+            write_json(folder / "history.json", histories[learner.name])
+    if ranks.is_first:
+        said = {"sampled_documents": len(sampled)} if sampled else {}
+        workspace.finish("distill", targets={name: summary(history) | said for name, history in histories.items()})
+        shutil.rmtree(_signal_folder(workspace), ignore_errors=True)
+
+
+def _loaded_to(context: RunContext, ranks: Ranks) -> torch.device:
+    """Where a model is whole: before it is divided, in the machine's memory."""
+    return context.device if ranks.size == 1 else torch.device("cpu")
+
+
+def _gathered(model: PreTrainedModel, source: Path, ranks: Ranks) -> PreTrainedModel:
+    """On the first process the model with whole weights; on the others itself."""
+    plain = load_model(source, dtype=torch.float32, device="cpu") if ranks.is_first else model
+    fill(plain, model, ranks)
+    return plain
 
 
 def _texts(
     config: Distill, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel, workspace: Workspace, spec: JobSpec,
-    context: RunContext,
+    context: RunContext, sampled: Sequence[Document],
 ) -> Texts:  # fmt: skip
     length = sequence_length(
         config.sequence_tokens, context_limit(teacher.config.to_dict()), "/distill/sequence_tokens"
@@ -83,13 +121,13 @@ def _texts(
     vocabulary = trunk_and_head(teacher).head_VH.shape[0]
     data = workspace.inputs.data
     return read_texts(
-        "distill", data, tokenizer, length, config.tokens, vocabulary, spec.seed, context, config.general_ratio
+        "distill", data, tokenizer, length, config.tokens, vocabulary, spec.seed, context, config.general_ratio, sampled
     )
 
 
 def _objective(
     config: Distill, teacher: PreTrainedModel, folder: Path, text: Packed, watched: Collection[int],
-    workspace: Workspace, context: RunContext,
+    workspace: Workspace, context: RunContext, ranks: Ranks,
 ) -> Objective:  # fmt: skip
     """Ask the teacher at every step, or let it read the text once now."""
     goal = Goal.of(config)
@@ -100,7 +138,7 @@ def _objective(
         text_sha256=text_sha256(text), k=config.signal.k, temperature=config.temperature,
     )  # fmt: skip
     saved = SavedSignal(_signal_folder(workspace), origin, text)
-    saved.capture(teacher, "distill", context)
+    saved.capture(teacher, "distill", context, ranks)
     return match_saved(saved, goal, context)
 
 
@@ -108,17 +146,10 @@ def _signal_folder(workspace: Workspace) -> Path:
     return workspace.stage("distill") / "signal"
 
 
-def _students(spec: JobSpec, workspace: Workspace, context: RunContext) -> dict[str, Path]:
+def _students(spec: JobSpec, workspace: Workspace) -> dict[str, Path]:
     """Target -> folder of its pruned student; a target whose plan cuts nothing already is its teacher."""
-    students: dict[str, Path] = {}
-    for target in spec.target_names:
-        folder = workspace.stage("prune", target)
-        if _plan(workspace, target).cuts_nothing:
-            message = f"nothing was cut for target {target!r}, so there is nothing to distil"
-            context.report(EventType.STAGE_SKIPPED, message, stage="distill", target=target)
-        else:
-            students[target] = folder / "model"
-    return students
+    cut = [target for target in spec.target_names if not _plan(workspace, target).cuts_nothing]
+    return {target: workspace.stage("prune", target) / "model" for target in cut}
 
 
 def _plan(workspace: Workspace, target: str) -> PrunePlan:
@@ -133,19 +164,21 @@ def _pairs(config: Distill, target: str, workspace: Workspace) -> Pairs | None:
 
 
 def _learner(
-    target: str, folder: Path, teacher: PreTrainedModel, pairs: Pairs | None, config: Distill, context: RunContext
+    target: str, folder: Path, teacher: PreTrainedModel, pairs: Pairs | None, config: Distill, context: RunContext,
+    ranks: Ranks,
 ) -> Learner:  # fmt: skip
-    student = load_model(folder, dtype=torch.float32, device=context.device)
+    student = load_model(folder, dtype=torch.float32, device=_loaded_to(context, ranks))
     check_same_vocabulary(student, teacher)
     if config.gradient_checkpointing:
         checkpoint_activations(student)
+    ranks.shard(student)
     hidden = None
     if pairs is not None:
         width = trunk_and_head(student).head_VH.shape[1]
         hidden = HiddenMatch(pairs, width, context.seed).to(context.device)
     return Learner(
         target, student, context.dtype, optimizer=config.optimizer, ema_decay=config.ema_decay,
-        keeps_best=config.patience_looks is not None, hidden=hidden,
+        keeps_best=config.patience_looks is not None, hidden=hidden, ranks=ranks,
     )  # fmt: skip
 
 
@@ -161,8 +194,8 @@ def _announce(schedule: Schedule, students: int, context: RunContext) -> None:
     context.report(EventType.LOG, message, stage="distill", steps=schedule.steps, epochs=schedule.epochs)
     if schedule.epochs > _MANY_EPOCHS:
         message = (
-            f"distill: {schedule.epochs:.0f} passes over the same text; watch the held-out loss, and give more text or "
-            "lower distill.tokens if it rises"
+            f"distill: {schedule.epochs:.0f} passes over the same text; watch the held-out loss, and if it rises give "
+            "more text, let the teacher write some (distill.sampled) or lower distill.tokens"
         )
         context.report(EventType.WARNING, message, level="warning", stage="distill", epochs=schedule.epochs)
 

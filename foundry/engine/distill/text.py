@@ -30,10 +30,12 @@ class Texts(NamedTuple):
 def read_texts(
     stage: StageName, data: Path | str, tokenizer: PreTrainedTokenizerBase, sequence_tokens: int, max_tokens: int,
     vocabulary: int, seed: int, context: RunContext, general_ratio: float | None = None,
+    more: Sequence[Document] = (),
 ) -> Texts:  # fmt: skip
     """Pack at most `max_tokens` of the training side; say so when the held-out side had to be filled up.
 
     `general_ratio` is the share of general text among them; by default domain and general come as the data has them.
+    `more` documents are trained on when the data's own have not filled the tokens.
     """
     corpus = Corpus.load(data, tokenizer, seed=seed)
     if corpus.moved:
@@ -47,10 +49,11 @@ def read_texts(
     def packed(documents: Sequence[Document], tokens: int) -> Packed:
         return pack(documents, tokenizer, sequence_tokens, max_tokens=tokens, seed=seed)
 
+    documents = [*corpus.train, *more]
     if general_ratio is None:
-        train = packed(corpus.train, max_tokens)
+        train = packed(documents, max_tokens)
     else:
-        train = _mixed(stage, corpus.train, packed, max_tokens, general_ratio, seed, context)
+        train = _mixed(stage, documents, packed, max_tokens, general_ratio, seed, context)
     watched = min(_WATCHED_TOKENS, max(_FEWEST_WATCHED_TOKENS, int(_WATCHED_SHARE * max_tokens)))
     held_out = packed(corpus.held_out, watched)
     largest = max(int(train.ids_NS.max()), int(held_out.ids_NS.max()))

@@ -18,6 +18,7 @@ from foundry.engine.distill import checkpoints
 from foundry.engine.distill.learner import Learner, Lesson
 from foundry.engine.distill.logbook import Logbook
 from foundry.engine.distill.memory import is_out_of_memory, micro_batch_rows, peak_bytes
+from foundry.engine.distill.parallel import ALONE, Ranks
 from foundry.engine.distill.schedule import Schedule
 from foundry.engine.evaluate.compare import compare
 from foundry.engine.packed import Batch, Packed
@@ -60,14 +61,15 @@ and `rows` of step, tokens, loss, held_out_loss."""
 
 
 def train(
-    learners: Sequence[Learner], training: Training, workspace: Workspace, context: RunContext
+    learners: Sequence[Learner], training: Training, workspace: Workspace, context: RunContext, ranks: Ranks = ALONE
 ) -> dict[str, History]:
     """Run to the end from the newest checkpoint; return each learner's history by name, its model ready to be shipped.
 
+    Of several `ranks` each calls this; `context.should_stop` must answer all of them alike.
     Raises `Stopped` with a checkpoint written, `Diverged` with the last good one kept, or `OutOfMemory`.
     """
     keep_freed_memory()
-    loop = _Loop(learners, training, workspace, context)
+    loop = _Loop(learners, training, workspace, context, ranks)
     try:
         with inner_dtype(context.dtype, context.device):
             loop.run()
@@ -86,18 +88,39 @@ def summary(history: History) -> dict[str, object]:
 
 class _Loop:
     def __init__(
-        self, learners: Sequence[Learner], training: Training, workspace: Workspace, context: RunContext
+        self, learners: Sequence[Learner], training: Training, workspace: Workspace, context: RunContext, ranks: Ranks
     ) -> None:
         self._learners, self._training, self._workspace, self._context = learners, training, workspace, context
-        self.done, progress = checkpoints.restore(workspace, training.stage, learners, training.digest, context)
+        self._ranks = ranks
+        self.done, progress = checkpoints.restore(workspace, training.stage, learners, training.digest, context, ranks)
         self._saved = self.done
         schedule = training.schedule
         self._schedule = schedule.shortened(int(progress.get("steps", schedule.steps)))
-        fitting = micro_batch_rows([learner.model for learner in learners], schedule.sequence_tokens, context.device)
-        self._micro_rows = int(progress.get("micro_rows", min(fitting, schedule.batch_rows)))
+        self._micro_rows = self._fitting_rows(progress.get("micro_rows"))
         self._log = Logbook([learner.name for learner in learners], progress)
         self._seconds: deque[float] = deque(maxlen=_SPEED_STEPS)
         self._started = time.monotonic() - progress.get("elapsed_s", 0.0)
+
+    def _fitting_rows(self, saved: int | None) -> int:
+        """As many rows at a time as a run before took, else as many as fit; never more than a cap allows."""
+        workspace, stage, ranks = self._workspace, self._training.stage, self._ranks
+        fit = micro_batch_rows(self._learners, self._training.text, self._context.device)
+        most_fit = max(1, fit.rows // self._context.micro_batch_divisor)
+        rows = min(
+            saved or workspace.micro_batch_rows(stage) or most_fit, workspace.micro_batch_cap or most_fit, most_fit
+        )
+        most = math.ceil(self._schedule.batch_rows / ranks.size)
+        rows = int(ranks.first_says(min(rows, most)))
+        if ranks.is_first:
+            workspace.note_micro_batch(stage, rows)
+        message = (
+            f"{stage}: {rows} of {most} sequences of a step at a time; one keeps {fit.row_bytes / 2**20:,.1f} MiB for "
+            f"its backward pass, and {fit.budget_bytes / 2**20:,.0f} MiB are there for that"
+        )
+        self._context.report(
+            EventType.LOG, message, stage=stage, micro_batch_rows=rows, batch_rows=self._schedule.batch_rows
+        )
+        return rows
 
     def run(self) -> None:
         while True:
@@ -130,6 +153,8 @@ class _Loop:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if self._ranks.size > 1:  # The others wait for this one within a layer: only a new start helps.
+                    raise self._too_little_memory() from error
                 self._halve_micro_batch(error)
         rate = schedule.rate_at(step)
         for learner, loss in zip(self._learners, losses, strict=True):
@@ -144,29 +169,37 @@ class _Loop:
         """Gradients of the whole batch in every learner; each loss is the mean over the batch's counted tokens."""
         losses = [0.0] * len(self._learners)
         counted = int(self._training.text.targets_NS[torch.as_tensor(rows)].sum())
-        for start in range(0, len(rows), self._micro_rows):
+        mine = self._ranks.of_rows(rows)
+        for start in range(0, math.ceil(len(rows) / self._ranks.size), self._micro_rows):
             if self._context.should_stop():
                 self._forget()
                 raise Stopped
-            batch = self._training.text.batch(rows[start : start + self._micro_rows], self._context.device)
-            lesson = self._training.objective(batch, 1 / max(1, counted))
+            # A process that has no row left must take part all the same, with a row that counts for nothing.
+            taken = mine[start : start + self._micro_rows]
+            batch = self._training.text.batch(taken or rows[:1], self._context.device)
+            lesson = self._training.objective(batch, self._ranks.size / max(1, counted) if taken else 0.0)
             for index, learner in enumerate(self._learners):
                 losses[index] += learner.accumulate(batch, lesson)
-        return losses
+        return self._ranks.averaged(losses)
 
     def _halve_micro_batch(self, error: Exception) -> None:
         self._forget()
-        length = self._schedule.sequence_tokens
         if self._micro_rows == 1:
-            raise OutOfMemory(
-                f"{self._training.stage}: one sequence of {length} tokens does not fit into the memory of "
-                f"{self._context.device}; choose shorter sequences (distill.sequence_tokens) or a machine with more"
-            ) from error
+            raise self._too_little_memory() from error
         self._micro_rows = (self._micro_rows + 1) // 2
+        self._workspace.note_micro_batch(self._training.stage, self._micro_rows)
         if self._context.device.type == "cuda":
             torch.cuda.empty_cache()
         message = f"out of memory; going on with {self._micro_rows} sequences at a time"
         self._context.report(EventType.WARNING, message, level="warning", stage=self._training.stage)
+
+    def _too_little_memory(self) -> OutOfMemory:
+        rows, length = self._micro_rows, self._schedule.sequence_tokens
+        many = "one sequence does" if rows == 1 else f"{rows} sequences at a time do"
+        return OutOfMemory(
+            f"{self._training.stage}: {many} not fit into the memory of {self._context.device}, each {length} tokens "
+            "long; choose shorter sequences (distill.sequence_tokens) or a machine with more"
+        )
 
     def _diverged(self, name: str, why: str, step: int) -> Diverged:
         stage, rate = self._training.stage, self._schedule.rate_at(step - 1)
@@ -207,7 +240,7 @@ class _Loop:
         budget_s, done, steps = self._training.time_budget_s, self.done, self._schedule.steps
         if budget_s is None or (done != _TIMED_STEPS and done % self._training.evaluate_steps):
             return
-        elapsed_s = time.monotonic() - self._started
+        elapsed_s = self._ranks.first_says(time.monotonic() - self._started)
         step_s = elapsed_s / done
         if elapsed_s + (steps - done) * step_s <= budget_s * (1 if done == _TIMED_STEPS else _OVERRUN):
             return
@@ -237,8 +270,9 @@ class _Loop:
         }  # fmt: skip
         training = self._training
         checkpoints.save(
-            self._workspace, training.stage, self.done, self._learners, training.digest, progress, self._context
-        )
+            self._workspace, training.stage, self.done, self._learners, training.digest, progress, self._context,
+            self._ranks,
+        )  # fmt: skip
         self._saved = self.done
 
     def settle(self, learner: Learner) -> History:

@@ -113,15 +113,20 @@ def answer(
         places = order[start : start + _BATCH]
         longest = max(len(prompts[place].ids_S) for place in places)
         room = min(ANSWER_TOKENS, context_tokens - longest)
-        made_BS = _continue(model, tokenizer, [prompts[place].ids_S for place in places], longest, room)
+        made_BS = continued(model, tokenizer, [prompts[place].ids_S for place in places], room)
         found |= {place: _decode(tokenizer, ids) for place, ids in zip(places, made_BS, strict=True)}
     return [found[place] for place in range(len(prompts))]
 
 
-def _continue(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], longest: int,
-    room: int,
+def continued(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], room: int, *,
+    temperature: float | None = None, top_p: float | None = None,
 ) -> list[list[int]]:  # fmt: skip
+    """At most `room` tokens after each prompt: the likeliest, or with a temperature a sample of the likeliest `top_p`.
+
+    A sample depends on torch's own generator. What ended before the others is filled with padding.
+    """
+    longest = max(map(len, prompts))
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     ids_BS = torch.full((len(prompts), longest), padding)
     mask_BS = torch.zeros_like(ids_BS)
@@ -130,7 +135,8 @@ def _continue(
         mask_BS[row, longest - len(ids) :] = 1
     made_BS = model.generate(
         input_ids=ids_BS.to(model.device), attention_mask=mask_BS.to(model.device), max_new_tokens=room,
-        do_sample=False, temperature=None, top_p=None, top_k=None, num_beams=1, pad_token_id=padding,
+        do_sample=temperature is not None, temperature=temperature, top_p=top_p,
+        top_k=None if temperature is None else 0, num_beams=1, pad_token_id=padding,
         eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     return [row[longest:].tolist() for row in made_BS]

@@ -1,10 +1,10 @@
 """Where in the teacher the work is done: the Minitron statistic of every axis and layer, for people to look at.
 
-It is measured again on held-out text instead of kept from the prune stage, so that it also exists for a teacher that
-was not cut, and no plan depends on it. B: sequences, S: positions, C: channels.
+It is taken from what the prune stage gathered, and measured on held-out text for a teacher that was not cut. B:
+sequences, S: positions, C: channels, L: layers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,12 +15,25 @@ from transformers import PreTrainedModel
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.models import trunk_and_head
 from foundry.engine.packed import Packed
+from foundry.engine.prune.statistics import Statistics
 from foundry.spec.family import Family
 from foundry.spec.weights import Role, Shape
 
+NAME = "importance.json"
 _TOKENS = 2048
 _BINS = 48
 _PLACES: dict[str, Role] = {"heads": "o", "ffn": "down", "hidden": "attention_norm"}
+
+
+def gathered(statistics: Statistics, shape: Shape) -> dict[str, Any]:
+    """The same figures as `importance`, from the calibration of the prune stage and on its text."""
+    layers = statistics.layers
+    squares = {
+        "heads": [layer.attention.score_C.double().square() for layer in layers],
+        "ffn": [] if shape.experts else [layer.ffn[0].score_C.double().square() for layer in layers],
+        "hidden": [layer.streams["attention_norm"].score_H.double().square() for layer in layers],
+    }
+    return _told(statistics.tokens, statistics.distance_L, squares, shape)
 
 
 @torch.no_grad()
@@ -92,17 +105,21 @@ class _Listening:
         self._squares[axis][layer] = squares_C if before_C is None else before_C + squares_C
 
     def found(self) -> dict[str, Any]:
-        scores: dict[str, Any] = {"layers": (1 - self._cosines_L / self.tokens).tolist()}
-        for axis, squares in self._squares.items():
-            heard = [squares_C for squares_C in squares if squares_C is not None]
-            if len(heard) < len(squares):
-                continue
-            if axis == "heads":
-                heard = [squares_C.view(self._shape.heads, -1).sum(dim=1) for squares_C in heard]
-                scores[axis] = [squares_C.sqrt().tolist() for squares_C in heard]
-            else:
-                scores[axis] = [_bins(squares_C.sqrt()) for squares_C in heard]
-        return {"tokens": self.tokens, "scores": scores}
+        heard = {axis: [found for found in squares if found is not None] for axis, squares in self._squares.items()}
+        return _told(self.tokens, 1 - self._cosines_L / self.tokens, heard, self._shape)
+
+
+def _told(tokens: int, distance_L: Tensor, squares: Mapping[str, Sequence[Tensor]], shape: Shape) -> dict[str, Any]:
+    """An axis that was not heard in every layer is left out."""
+    scores: dict[str, Any] = {"layers": distance_L.tolist()}
+    for axis, heard in squares.items():
+        if len(heard) < shape.layers:
+            continue
+        if axis == "heads":
+            scores[axis] = [squares_C.view(shape.heads, -1).sum(dim=1).sqrt().tolist() for squares_C in heard]
+        else:
+            scores[axis] = [_bins(squares_C.sqrt()) for squares_C in heard]
+    return {"tokens": tokens, "scores": scores}
 
 
 def _bins(score_C: Tensor) -> list[float]:

@@ -11,9 +11,9 @@ from foundry.engine.distill.schedule import sequence_length
 from foundry.engine.evaluate.benchmarks import run_benchmarks
 from foundry.engine.evaluate.examine import Examined, Examiner
 from foundry.engine.evaluate.held_out import HeldOut, read_held_out
-from foundry.engine.evaluate.importance import importance
+from foundry.engine.evaluate.importance import NAME, importance
 from foundry.engine.models import load_model, load_tokenizer, local_folder
-from foundry.engine.workspace import Workspace, write_json
+from foundry.engine.workspace import Workspace, read_json, write_json
 from foundry.intake.checkpoint import context_limit, open_checkpoint
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, Progress
@@ -81,8 +81,12 @@ def _write(workspace: Workspace, target: str, models: dict[str, Examined], text:
 def _write_importance(
     workspace: Workspace, folder: Path, teacher: PreTrainedModel, text: HeldOut, context: RunContext
 ) -> None:
-    path = workspace.stage("evaluate") / "importance.json"
-    if not path.exists():
+    path, known = workspace.stage("evaluate") / NAME, workspace.stage("prune") / NAME
+    if path.exists():
+        return
+    if known.exists():
+        write_json(path, read_json(known))
+    else:
         checkpoint = open_checkpoint(folder)
         write_json(path, importance(teacher, checkpoint.family, checkpoint.shape, text.packed, context))
 

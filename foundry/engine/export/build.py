@@ -8,18 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foundry.engine.context import RunContext
 from foundry.engine.corpus import Corpus
 from foundry.engine.export import plain
+from foundry.engine.export.activations import UNTUNED, Tuning
 from foundry.engine.export.apart import TRANSFORMERS, ask
+from foundry.engine.export.attach import attach
 from foundry.engine.export.bits import larger_formats
 from foundry.engine.export.exam import Exam, decided, make_exam
 from foundry.engine.export.huggingface import shipped_dtype, write_huggingface
-from foundry.engine.export.manifest import SAFETENSORS_FOLDER, format_bytes
+from foundry.engine.export.manifest import ADAPTER_FOLDER, SAFETENSORS_FOLDER, folder_bytes, format_bytes
 from foundry.engine.export.runtime import Answers
 from foundry.engine.export.sign import Made, sign
+from foundry.engine.export.tune import Tuner, keep_imatrix
 from foundry.engine.export.verify import Findings, compare_answers, findings_of
 from foundry.engine.export.writing import Writing
 from foundry.engine.hardware import hardware_name, processor_name
@@ -27,6 +30,7 @@ from foundry.engine.models import load_model
 from foundry.engine.workspace import Workspace
 from foundry.errors import ExportFailed, TooLossy
 from foundry.intake.checkpoint import Checkpoint, context_limit, open_checkpoint
+from foundry.spec.formats import MIXED, is_weighed
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.target import Budget
@@ -47,6 +51,9 @@ class Build:
     tokenizer: PreTrainedTokenizerBase
     corpus: Corpus
     folder: Path
+    adapter: Path | None = None
+    """A LoRA adapter of PEFT that ships beside the student's weights; None where there is none, or it is in them."""
+    tuning: Tuning = UNTUNED
     rows: list[Metrics] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     too_lossy: set[str] = field(default_factory=set)
@@ -59,10 +66,14 @@ class Build:
         yield "wrote the plain folder"
         exam, reference = self._examine_master(master)
         yield "opened it in transformers"
+        self._tune(master, exam, reference)
         for form in (form for form in self.spec.formats if form != "safetensors"):
             self._try(form, master, exam, reference)
             yield f"finished {form}"
         self._take_more_bits(master, exam, reference)
+        self._attach(master, exam)
+        if self.tuning.activations and any(is_weighed(row.model) for row in self.rows):
+            keep_imatrix(self.tuning.activations, master, self.folder, Path(self.spec.data).name)
         for note in self.notes:
             self.context.report(EventType.WARNING, f"{self.budget.target}: {note}", level="warning", stage="export")
         if "safetensors" not in self.spec.formats:
@@ -72,7 +83,8 @@ class Build:
                 f"target {self.budget.target!r}: no format passed its check: "
                 + "; ".join(f"{form}: {reason}" for form, reason in self.failed.items())
             )
-        made = Made(self.spec, self.budget, self.student, self.rows, self.failed, self.notes)
+        mix = self.tuning.mix if any(row.model == MIXED for row in self.rows) else {}
+        made = Made(self.spec, self.budget, self.student, self.rows, self.failed, self.notes, mix)
         for reason in sign(self.folder, made, self.workspace).over_budget:
             message = f"{self.budget.target}: over its budget: {reason}"
             self.context.report(EventType.WARNING, message, level="warning", stage="export", target=self.budget.target)
@@ -95,7 +107,6 @@ class Build:
         if self.context.device.type == "cuda":
             torch.cuda.empty_cache()  # the other process needs what earlier stages no longer use
         exam, reference = decided(exam, ask(TRANSFORMERS, questions, should_stop=self.context.should_stop))
-        self._same_as_student(exam, reference)
         if "safetensors" in self.spec.formats:
             size = sum(path.stat().st_size for path in master.folder.glob("*.safetensors"))
             hardware = hardware_name(self.context.device)
@@ -103,15 +114,29 @@ class Build:
             self._record("safetensors", size, reference, findings, exam, hardware)
         return exam, reference
 
-    def _same_as_student(self, exam: Exam, reference: Answers) -> None:
-        """Tokens and losses before and after saving. Raises `ExportFailed`."""
-        for text, ids in zip(exam.questions.texts, reference.token_ids, strict=True):
-            if self.tokenizer(text)["input_ids"] != ids:
-                raise ExportFailed(f"the saved tokenizer cuts {text!r:.60} differently; this tokenizer cannot be saved")
+    def _tune(self, master: Checkpoint, exam: Exam, reference: Answers) -> None:
+        """Load the student once: for the answers before saving, and for what is measured before quantising."""
+        model = self._student_in_memory()
+        self._same_as_student(model, exam, reference)
+        self.tuning = Tuning(self._tuner(master, exam).hear(model), {})
+
+    def _tuner(self, master: Checkpoint, exam: Exam) -> Tuner:
+        context_tokens = exam.questions.context_tokens
+        return Tuner(self.spec, self.budget, master, self.corpus, self.tokenizer, context_tokens)
+
+    def _student_in_memory(self) -> PreTrainedModel:
+        """In float32, with the weights as they ship."""
         model = load_model(self.student.folder, dtype=torch.float32, device=self.context.device)
         # The weights alone: Gemma keeps a factor beside them, which is not shipped.
         for parameter in model.parameters():
             parameter.data = parameter.data.to(shipped_dtype(self.student)).float()
+        return model
+
+    def _same_as_student(self, model: PreTrainedModel, exam: Exam, reference: Answers) -> None:
+        """Tokens and losses before and after saving. Raises `ExportFailed`."""
+        for text, ids in zip(exam.questions.texts, reference.token_ids, strict=True):
+            if self.tokenizer(text)["input_ids"] != ids:
+                raise ExportFailed(f"the saved tokenizer cuts {text!r:.60} differently; this tokenizer cannot be saved")
         losses, _ = plain.score(model, exam.questions.passages[0])
         if (worst := float(np.abs(np.subtract(losses, reference.losses[0])).max())) > _SAME_LOSS_NATS:
             raise ExportFailed(f"the saved model answers differently from the one in memory, by {worst:.4f} nats")
@@ -152,7 +177,10 @@ class Build:
         """Write and check one format; a failure is recorded, told, and costs this format alone."""
         writing = Writing(self.folder, self.budget.target, form)
         try:
-            writing.write(master, self.tokenizer, self._name)
+            if form == MIXED and not self.tuning.mix:
+                mix = self._tuner(master, exam).mix(self._student_in_memory(), self.tuning.activations)
+                self.tuning = self.tuning._replace(mix=mix)
+            writing.write(master, self.tokenizer, self._name, self.tuning)
             questions = replace(exam.questions, model=str(writing.path))
             answers = ask(writing.runtime, questions, should_stop=self.context.should_stop)
             findings = compare_answers(form, answers, reference, exam, writing.is_cut_otherwise)
@@ -172,13 +200,32 @@ class Build:
         assert size is not None
         self._record(form, size, answers, findings, exam, processor_name(questions.threads))
 
+    def _attach(self, master: Checkpoint, exam: Exam) -> None:
+        """Ship the adapter beside the weights; that llama.cpp cannot have it is told, and PEFT still has it."""
+        if self.adapter is None:
+            return
+        forms = [row.model for row in self.rows if row.model.startswith("gguf:")]
+        target, should_stop = self.budget.target, self.context.should_stop
+        try:
+            for form, answers, findings in attach(
+                self.adapter, master, exam, self.folder, target, forms, should_stop
+            ):  # fmt: skip
+                size = (format_bytes(self.folder, form) or 0) + folder_bytes(self.folder / ADAPTER_FOLDER)
+                threads = processor_name(exam.questions.threads)
+                hardware = hardware_name(self.context.device) if form == "safetensors" else threads
+                self._record(f"{form} with adapter", size, answers, findings, exam, hardware)
+        except ExportFailed as error:
+            self.failed["adapter"] = error.message
+            message = f"{target}: the adapter is left out for llama.cpp: {error.message}"
+            self.context.report(EventType.WARNING, message, level="warning", stage="export", target=target)
+
     @property
     def _name(self) -> str:
         return f"{Path(self.spec.teacher.partition('@')[0]).name} for {self.budget.target}"
 
     def _record(self, form: str, size: int, answers: Answers, findings: Findings, exam: Exam, hardware: str) -> None:
         nats = findings.held_out_loss * findings.tokens
-        compared = form != "safetensors"  # the safetensors folder is what the others are compared with
+        compared = not form.startswith("safetensors")  # the safetensors folder is what the others are compared with
         row = Metrics(
             model=form,
             parameters=self.student.family.parameter_count(self.student.shape, self.student.present),

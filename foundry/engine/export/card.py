@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from foundry.engine.export.manifest import SAFETENSORS_FOLDER
+from foundry.engine.export.manifest import ADAPTER_FOLDER, ADAPTER_GGUF, SAFETENSORS_FOLDER, adapter_of
 from foundry.spec.job import is_hub_id
 from foundry.spec.variant import Metrics, PrunePlan, VariantManifest
 from foundry.spec.weights import Shape
@@ -112,10 +112,12 @@ def _training(manifest: VariantManifest) -> str:
     if "distill" in manifest.training:
         lines.append(f"- Distilled from the teacher's distribution: {_facts(manifest.training['distill'])}.")
     if spec.lora is not None and "lora" in manifest.training:
-        lines.append(
-            f"- A LoRA adapter of rank {spec.lora.rank} was fitted and **merged into these weights**: "
-            f"{_facts(manifest.training['lora'])}. `adapter/` holds it on its own; do not apply it a second time."
-        )
+        facts = _facts(manifest.training["lora"])
+        where = "**merged into these weights**"
+        if spec.lora.ship == "attached":
+            where = f"**not merged**: `{ADAPTER_FOLDER}/` holds it for PEFT"
+            where += f" and for llama.cpp (`--lora {ADAPTER_GGUF}`)" if adapter_of(manifest, "gguf") else ""
+        lines.append(f"- A LoRA adapter of rank {spec.lora.rank} was fitted and {where}: {facts}.")
     return "## How it was trained\n\n" + ("\n".join(lines) or "It was not trained after pruning.")
 
 
@@ -137,6 +139,9 @@ def _measured(manifest: VariantManifest) -> str:
             f"Each file in its own runtime, on {scored} tokens of that text (compare these rows with each other):"
         )
         blocks.append(_format_table(formats))
+    if manifest.mix:
+        types = ", ".join(f"{role} {kind}" for role, kind in manifest.mix.items())
+        blocks.append(f"The types of gguf:mixed, chosen by what each class of tensors costs: {types}.")
     failed = [f"- `{form}` is not shipped: {reason}" for form, reason in manifest.failed_formats.items()]
     return "\n\n".join([*blocks, *(["\n".join(failed)] if failed else [])])
 
@@ -189,7 +194,8 @@ def _how_to_run(manifest: VariantManifest, notes: Sequence[str]) -> str:
     files = [file for file in manifest.files if file.path.endswith(".gguf")]
     gguf = next((f.path for f in sorted(files, key=lambda f: f.format != manifest.budget.format)), None)
     if gguf:
-        blocks.append(f'llama.cpp:\n\n```\nllama-cli -m {gguf} -p "Once upon a time" -n 64\n```')
+        lora = f" --lora {ADAPTER_GGUF}" if adapter_of(manifest, "gguf") else ""
+        blocks.append(f'llama.cpp:\n\n```\nllama-cli -m {gguf}{lora} -p "Once upon a time" -n 64\n```')
     if any(file.format == "safetensors" for file in manifest.files):
         blocks.append(
             "transformers:\n\n```python\n"

@@ -12,6 +12,7 @@ from foundry.engine.corpus import Corpus
 from foundry.engine.encode import Encoded, encode
 from foundry.engine.export.runtime import Answers, Questions
 from foundry.errors import InvalidData
+from foundry.intake.documents import Document
 from foundry.spec.job import JobSpec
 
 HARD_TEXTS = (
@@ -28,7 +29,7 @@ _SPECIAL_TOKENS = 8
 _SCORED_TOKENS = 4096
 """Each file is scored on this much text. What is judged is the mean difference to transformers on the same tokens,
 which varies far less than a loss does; the quality itself is measured on more text by the evaluate stage."""
-_PASSAGE_TOKENS = 512
+PASSAGE_TOKENS = 512
 _PROMPTS, _DECIDED_PROMPTS, _PROMPT_TOKENS = 6, 3, 24
 _SPEED_PROMPT_TOKENS, _SPEED_DECODE_TOKENS = 128, 32
 
@@ -46,9 +47,7 @@ class Exam:
 
 def make_exam(spec: JobSpec, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, context_tokens: int) -> Exam:
     """Questions from the held-out side of the data, none longer than the context that the device has room for."""
-    taken = _passages(
-        corpus, tokenizer, min(_PASSAGE_TOKENS, context_tokens), min(_SCORED_TOKENS, spec.evaluate.tokens)
-    )
+    taken = _held_out(corpus, tokenizer, min(PASSAGE_TOKENS, context_tokens), min(_SCORED_TOKENS, spec.evaluate.tokens))
     passages = [piece.ids_T.tolist() for piece in taken]
     continued = max(1, min(spec.export.parity_tokens, context_tokens - 1))
     prompt = min(_PROMPT_TOKENS, context_tokens - continued)
@@ -88,13 +87,22 @@ def _prompts(passages: Sequence[Sequence[int]], length: int) -> list[Sequence[in
     return [passage[start : start + length] for passage, start in starts[:_PROMPTS]]
 
 
-def _passages(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, wanted: int) -> list[Encoded]:
-    """Pieces of held-out documents in which something counts: one of each, more only when those are too few."""
+def _held_out(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, wanted: int) -> list[Encoded]:
+    found = pieces(corpus.held_out, tokenizer, length, wanted)
+    if not found:
+        raise InvalidData("no token of the held-out documents counts for the loss: all are prompts; add completions")
+    return found
+
+
+def pieces(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, length: int, wanted: int
+) -> list[Encoded]:
+    """Pieces of documents in which something counts: one of each, more only when those are too few."""
     first: list[Encoded] = []
     more: list[Encoded] = []
-    for document in encode(corpus.held_out, tokenizer):
-        pieces = [document.part(start, start + length) for start in range(0, len(document.ids_T), length)]
-        counting = [piece for piece in pieces if piece.counted_T[1:].any()]
+    for document in encode(documents, tokenizer):
+        cut = [document.part(start, start + length) for start in range(0, len(document.ids_T), length)]
+        counting = [piece for piece in cut if piece.counted_T[1:].any()]
         first += counting[:1]
         more += counting[1:]
         if sum(len(piece.ids_T) for piece in first) >= wanted:
@@ -104,8 +112,6 @@ def _passages(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, w
         left = wanted - sum(len(one.ids_T) for one in found)
         if piece.part(0, left).counted_T[1:].any():
             found.append(piece.part(0, left))
-    if not found:
-        raise InvalidData("no token of the held-out documents counts for the loss: all are prompts; add completions")
     return found
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
+from foundry.engine.export.activations import UNTUNED, Tuning
 from foundry.engine.export.quantize import quantize
 from foundry.engine.export.rope import Rope, read_rope
 from foundry.engine.export.vocabulary import Vocabulary
@@ -26,18 +27,21 @@ from foundry.engine.workspace import sync
 from foundry.errors import ExportFailed
 from foundry.intake.checkpoint import Checkpoint
 from foundry.spec.family import Family
-from foundry.spec.formats import bytes_of, gguf_type_of
+from foundry.spec.formats import GgufType, bytes_of, gguf_type_of
 from foundry.spec.weights import Shape, Tensor, Weight, parts
 
 _ROPE_FACTORS = "rope_freqs.weight"
 _SAFETENSORS = "ship safetensors instead"
 _FILE_TYPE = {
     "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q6_k": "MOSTLY_Q6_K", "q5_k_m": "MOSTLY_Q5_K_M",
-    "q4_k_m": "MOSTLY_Q4_K_M",
+    "q4_k_m": "MOSTLY_Q4_K_M", "mixed": "GUESSED",
 }  # fmt: skip
 
 
-def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, path: Path, *, quantisation: str, name: str) -> None:
+def write_gguf(
+    checkpoint: Checkpoint, vocabulary: Vocabulary, path: Path, *, quantisation: str, name: str,
+    tuning: Tuning = UNTUNED,
+) -> None:  # fmt: skip
     """Write aside, flush, rename. Raises `ExportFailed` for a model that llama.cpp cannot express."""
     rope = check_config(checkpoint.config, checkpoint.family, checkpoint.shape)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -48,14 +52,14 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, path: Path, *, qu
         factors = rope.factors()
         if factors is not None:
             writer.add_tensor_info(_ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
-        for stored in _stored(checkpoint):
-            _announce(writer, stored, checkpoint, quantisation)
+        for tensor_name, tensors in stored(checkpoint):
+            _announce(writer, tensor_name, tensors, _type_of(tensors[0], checkpoint, quantisation, tuning))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         if factors is not None:
             writer.write_tensor_data(factors)
-        for data in _data(checkpoint, quantisation):
+        for data in _data(checkpoint, quantisation, tuning):
             writer.write_tensor_data(data)
         writer.close()
         sync(aside)
@@ -181,19 +185,19 @@ def _check_shape(family: Family, shape: Shape) -> None:
         )
 
 
-def _stored(checkpoint: Checkpoint) -> Iterator[tuple[str, list[Tensor]]]:
+def stored(checkpoint: Checkpoint) -> Iterator[tuple[str, list[Tensor]]]:
     """Every tensor of the file: its name, and what it is made of. The experts of a layer are one tensor."""
     tensors = checkpoint.family.tensors(checkpoint.shape, checkpoint.present)
     for name, group in groupby(tensors, key=lambda tensor: tensor.weight.gguf.format(layer=tensor.layer)):
         yield name, list(group)
 
 
-def _announce(
-    writer: gguf.GGUFWriter, stored: tuple[str, list[Tensor]], checkpoint: Checkpoint, quantisation: str
-) -> None:
-    name, tensors = stored
+def _type_of(tensor: Tensor, checkpoint: Checkpoint, quantisation: str, tuning: Tuning) -> GgufType:
+    return gguf_type_of(tensor, checkpoint.shape, quantisation, tuning.mix)
+
+
+def _announce(writer: gguf.GGUFWriter, name: str, tensors: list[Tensor], kind: GgufType) -> None:
     first = tensors[0]
-    kind = gguf_type_of(first, checkpoint.shape, quantisation)
     size = first.size[::-1] if first.weight.input_axis == 0 else first.size
     size = (len(tensors), *size) if first.weight.per_expert else size
     writer.add_tensor_info(
@@ -201,31 +205,38 @@ def _announce(
     )
 
 
-def _data(checkpoint: Checkpoint, quantisation: str) -> Iterator[np.ndarray]:
-    """The bytes of every tensor in the order of `_stored`; one is in memory at a time, or one layer's experts."""
+def _data(checkpoint: Checkpoint, quantisation: str, tuning: Tuning) -> Iterator[np.ndarray]:
+    """The bytes of every tensor in the order of `stored`; one is in memory at a time, or one layer's experts."""
     read = Reader(checkpoint, torch.device("cpu"))
 
     def bytes_from(tensor: Tensor) -> np.ndarray:
         value = for_llamacpp(read(tensor.name), tensor.weight, checkpoint)
+        heard = tuning.activations.get(tensor.name)
         try:
-            return quantize(value, gguf_type_of(tensor, checkpoint.shape, quantisation))
+            return quantize(value, _type_of(tensor, checkpoint, quantisation, tuning), heard and heard.mean_C)
         except ExportFailed as error:
             raise ExportFailed(f"{tensor.name}: {error.message}") from error
 
-    for _, tensors in _stored(checkpoint):
+    for _, tensors in stored(checkpoint):
         pieces = [bytes_from(tensor) for tensor in tensors]
         yield np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def for_llamacpp(value: torch.Tensor, weight: Weight, checkpoint: Checkpoint) -> torch.Tensor:
-    """A weight as llama.cpp reads it.
+    """A weight as llama.cpp reads it; outputs are rows."""
+    value = value.T if weight.input_axis == 0 else value
+    if weight.gguf_add:
+        value = value.float() + weight.gguf_add
+    return rows_for_llamacpp(value, weight, checkpoint)
 
-    Outputs are rows. Rotary pairs are neighbours where the table says so, half a head apart here. All queries stand
-    over all keys over all values, where GPT-NeoX has the three of each head together.
+
+def rows_for_llamacpp(value: torch.Tensor, weight: Weight, checkpoint: Checkpoint) -> torch.Tensor:
+    """The outputs of a weight in llama.cpp's order and scale; linear, so that a factor of the weight may stand for it.
+
+    Rotary pairs are neighbours where the table says so, half a head apart here. All queries stand over all keys over
+    all values, where GPT-NeoX has the three of each head together.
     """
     shape = checkpoint.shape
-    if weight.input_axis == 0:
-        value = value.T
     if weight.gguf_permute:
         heads = getattr(shape, weight.gguf_permute)
         split = (heads, 2, shape.head_dim // 2, *value.shape[1:])
@@ -235,8 +246,6 @@ def for_llamacpp(value: torch.Tensor, weight: Weight, checkpoint: Checkpoint) ->
         length = shape.unit(rows[0].axis)
         split = (-1, rows[0].times, length, *value.shape[1:])
         value = value.reshape(split).transpose(0, 1).reshape(value.shape)
-    if weight.gguf_add:
-        value = value.float() + weight.gguf_add
     scale = checkpoint.family.gguf_query
     if scale and weight.role == scale.role:
         value = value.float() * _query_factor(checkpoint)

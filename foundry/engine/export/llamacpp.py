@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import CFUNCTYPE, POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_uint32, c_void_p
+from ctypes import CFUNCTYPE, POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_size_t, c_uint32, c_void_p
 
 import numpy as np
 
@@ -48,6 +48,7 @@ _SIGNATURES = {
     "llama_set_n_threads": (None, [c_void_p, c_int32, c_int32]),
     "llama_get_memory": (c_void_p, [c_void_p]),
     "llama_memory_clear": (None, [c_void_p, c_bool]),
+    "llama_memory_seq_rm": (c_bool, [c_void_p, c_int32, c_int32, c_int32]),
     "llama_tokenize": (c_int32, [c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool]),
     "llama_batch_ext_init": (c_void_p, [c_void_p]),
     "llama_batch_ext_clear": (None, [c_void_p]),
@@ -57,6 +58,8 @@ _SIGNATURES = {
     "llama_batch_ext_set_output_logits": (c_bool, [c_void_p, c_int32, c_bool]),
     "llama_process": (c_int32, [c_void_p, c_int, c_void_p]),
     "llama_get_logits_ith": (POINTER(c_float), [c_void_p, c_int32]),
+    "llama_adapter_lora_init": (c_void_p, [c_void_p, c_char_p]),
+    "llama_set_adapters_lora": (c_int32, [c_void_p, POINTER(c_void_p), c_size_t, POINTER(c_float)]),
     "llama_free": (None, [c_void_p]),
     "llama_model_free": (None, [c_void_p]),
     "llama_log_set": (None, [_LogCallback, c_void_p]),
@@ -90,6 +93,8 @@ class Llama:
         parameters = self._library.llama_context_default_params()
         trained_for = self._library.llama_model_n_ctx_train(self._model)
         parameters.words[0] = min(trained_for, context_tokens)
+        self.usable_tokens: int = parameters.words[0]
+        """What may be fed; the library may round the size of its cache up."""
         context = self._library.llama_init_from_model(self._model, parameters)
         if not context:
             raise LlamaError(f"no context can be made: {self._last_words()}")
@@ -98,6 +103,14 @@ class Llama:
             raise LlamaError(f"asked for a context of {parameters.words[0]} tokens, got {self.context_tokens}")
         self._library.llama_set_n_threads(context, threads, threads)
         return int(context)
+
+    def attach(self, path: str) -> None:
+        """Compute with a LoRA adapter from now on; the model owns it."""
+        adapter = self._library.llama_adapter_lora_init(self._model, path.encode())
+        if not adapter:
+            raise LlamaError(f"the adapter {path} cannot be loaded: {self._last_words()}")
+        if status := self._library.llama_set_adapters_lora(self._context, (c_void_p * 1)(adapter), 1, (c_float * 1)(1)):
+            raise LlamaError(f"the adapter {path} cannot be applied (status {status}): {self._last_words()}")
 
     def close(self) -> None:
         self._library.llama_batch_ext_free(self._batch)
@@ -113,6 +126,12 @@ class Llama:
         if count < 0:
             raise LlamaError(f"{text!r:.80} cannot be tokenised (status {count})")
         return ids[:count]
+
+    def forget_from(self, position: int) -> None:
+        """Keep what was fed before this position, so that other tokens can follow there."""
+        memory = self._library.llama_get_memory(self._context)
+        if not self._library.llama_memory_seq_rm(memory, 0, position, -1):
+            raise LlamaError(f"the cache cannot be cut at position {position}: {self._last_words()}")
 
     def logits(self, ids_T: Sequence[int], *, start: int = 0, all_positions: bool = False) -> Iterator[np.ndarray]:
         """Feed tokens from position `start`; yield the logits [V] at the last position, or at every one.
@@ -197,6 +216,8 @@ def answer(questions: Questions) -> Answers:
     """Everything asked about one file."""
     start = time.perf_counter()
     with opened(questions.model, threads=questions.threads, context_tokens=questions.context_tokens) as llama:
+        if questions.adapter:
+            llama.attach(questions.adapter)
         load_ms = 1000 * (time.perf_counter() - start)
         scores = [score(llama, passage) for passage in questions.passages]
         texts = [llama.tokenize(text, special=True)[: llama.context_tokens] for text in questions.read_texts]

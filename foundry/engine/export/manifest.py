@@ -10,14 +10,16 @@ from foundry.engine.export.signature import check_signature, read_document
 from foundry.engine.workspace import sha256_of
 from foundry.errors import ArtifactDamaged, InvalidSpec
 from foundry.spec.record import parse
-from foundry.spec.target import Budget
 from foundry.spec.variant import Artifact, VariantManifest
-from foundry.spec.weights import Shape
 
 NAME = "manifest.json"
 MEASURED = "measured.jsonl"
 """Where `foundry measure` notes what a variant does on one more machine; nobody vouches for it."""
 SAFETENSORS_FOLDER = "safetensors"
+ADAPTER_FOLDER = "adapter"
+"""As PEFT saves it; there only where the adapter is not in the weights."""
+ADAPTER_GGUF = f"{ADAPTER_FOLDER}/adapter.gguf"
+"""The same adapter for llama.cpp, to be used with any GGUF of the folder."""
 _ONNX_FOLDER = "onnx-"
 _WEIGHT_FILES = ("*.gguf", "*/*.safetensors", "*/*.onnx", "*/*.onnx.data")
 _RECORDED = (
@@ -56,7 +58,21 @@ def _format_of(path: Path) -> str | None:
         return "safetensors"
     if path.parts[0].startswith(_ONNX_FOLDER) and len(path.parts) > 1:
         return f"onnx:{path.parts[0].removeprefix(_ONNX_FOLDER)}"
-    return f"gguf:{path.stem.rpartition('-')[2]}" if path.suffix == ".gguf" else None
+    is_model = path.suffix == ".gguf" and len(path.parts) == 1  # adapters and importance matrices lie deeper
+    return f"gguf:{path.stem.rpartition('-')[2]}" if is_model else None
+
+
+def adapter_of(manifest: VariantManifest, container: str) -> str | None:
+    """What a runtime of this container adds to the weights: a file of the folder, or the folder for PEFT."""
+    found = {"gguf": ADAPTER_GGUF, "safetensors": f"{ADAPTER_FOLDER}/adapter_config.json"}.get(container)
+    if found is None or all(file.path != found for file in manifest.files):
+        return None
+    return found if container == "gguf" else ADAPTER_FOLDER
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def format_bytes(folder: Path, form: str) -> int | None:
@@ -64,36 +80,6 @@ def format_bytes(folder: Path, form: str) -> int | None:
     paths = (path.relative_to(folder) for pattern in _WEIGHT_FILES for path in folder.glob(pattern))
     sizes = [(folder / path).stat().st_size for path in paths if _format_of(path) == form]
     return sum(sizes) if sizes else None
-
-
-def over_budget(
-    budget: Budget, *, parameters: int, shape: Shape, device_file_bytes: int | None,
-    peak_memory_bytes: int | None = None, decode_tokens_per_s: float | None = None,
-) -> tuple[str, ...]:  # fmt: skip
-    """Why a variant does not fit its budget; empty when it does.
-
-    The file that runs on the device counts with its real size, plus the KV cache; the peak of the whole process counts
-    as measured, and the speed as measured or predicted, where they are known. `device_file_bytes` is None when there is
-    no such file: a variant whose device format failed fits nothing.
-    """
-    if budget.max_params is not None:
-        over = parameters > budget.max_params
-        return (f"{parameters:,} parameters are more than {budget.max_params:,}",) if over else ()
-    assert budget.max_bytes is not None
-    if device_file_bytes is None:
-        return (f"there is no {budget.format}, which the device runs",)
-    reasons = []
-    used = device_file_bytes + shape.kv_cache_bytes(budget.context_tokens)
-    if used > budget.max_bytes:
-        reasons.append(
-            f"file and KV cache at {budget.context_tokens:,} tokens take {used:,} bytes, more than {budget.max_bytes:,}"
-        )
-    if peak_memory_bytes and budget.memory_bytes and peak_memory_bytes > budget.memory_bytes:
-        reasons.append(f"its process held {peak_memory_bytes:,} bytes, more than {budget.memory_bytes:,}")
-    minimum = budget.speed.minimum_tokens_per_s
-    if decode_tokens_per_s and minimum and decode_tokens_per_s < minimum:
-        reasons.append(f"it decodes {decode_tokens_per_s:.3g} tokens/s, less than {minimum}")
-    return tuple(reasons)
 
 
 def read_manifest(folder: Path) -> VariantManifest:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from foundry.engine.export.apart import LLAMACPP, ONNX, TRANSFORMERS, ask
-from foundry.engine.export.manifest import MEASURED, SAFETENSORS_FOLDER, format_bytes, onnx_folder, over_budget
+from foundry.engine.export.manifest import MEASURED, SAFETENSORS_FOLDER, adapter_of, format_bytes, onnx_folder
 from foundry.engine.export.runtime import Answers, Questions
 from foundry.engine.hardware import processor_name
 from foundry.errors import InvalidData, UnknownFormat
 from foundry.intake.documents import is_held_out, read_documents
 from foundry.spec.formats import parse_format
+from foundry.spec.target import over_budget
 from foundry.spec.variant import Metrics, VariantManifest
 
 RUNTIMES = {"gguf": LLAMACPP, "onnx": ONNX, "safetensors": TRANSFORMERS}
@@ -73,12 +74,18 @@ def measure(
     for form in forms:
         container = parse_format(form).container
         questions = Questions(
-            model=str(_model(folder, manifest, form)), threads=threads, context_tokens=context_tokens,
-            read_texts=texts, speed_prompt_tokens=min(_PROMPT_TOKENS, context_tokens - decode),
-            speed_decode_tokens=decode,
+            model=str(_model(folder, manifest, form)), adapter=_adapter(folder, manifest, container), threads=threads,
+            context_tokens=context_tokens, read_texts=texts, speed_decode_tokens=decode,
+            speed_prompt_tokens=min(_PROMPT_TOKENS, context_tokens - decode),
         )  # fmt: skip
         metrics = _metrics(folder, manifest, form, ask(RUNTIMES[container], questions), threads)
         yield Measured(metrics, _over(manifest, metrics))
+
+
+def _adapter(folder: Path, manifest: VariantManifest, container: str) -> str | None:
+    """An adapter that ships beside the weights belongs to what the variant does, as `foundry serve` has it."""
+    found = adapter_of(manifest, container)
+    return None if found is None else str(folder / found)
 
 
 def _model(folder: Path, manifest: VariantManifest, form: str) -> Path:

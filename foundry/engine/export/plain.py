@@ -8,6 +8,7 @@ T: tokens of a sequence, V: vocabulary.
 
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -61,11 +62,23 @@ def speed(model: PreTrainedModel, prompt: Sequence[int], decode_tokens: int) -> 
     return len(prompt) / (after_prompt - start), decode_tokens / (time.perf_counter() - after_prompt)
 
 
+def _with_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """The model with PEFT's layers inside it; it is called as before."""
+    from peft import PeftModel  # beside transformers only where an adapter is asked about
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers has renamed
+        adapted: PreTrainedModel = PeftModel.from_pretrained(model, folder).get_base_model().eval()
+    return adapted
+
+
 def answer(questions: Questions) -> Answers:
     """Everything asked about one folder."""
     torch.set_num_threads(questions.threads)
     start = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(questions.model, dtype=torch.float32).to(questions.device).eval()
+    if questions.adapter:
+        model = _with_adapter(model, questions.adapter)
     load_ms = 1000 * (time.perf_counter() - start)
     tokenizer = AutoTokenizer.from_pretrained(questions.model)
     scores = [score(model, passage) for passage in questions.passages]

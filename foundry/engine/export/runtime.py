@@ -21,6 +21,8 @@ class Questions:
 
     model: str
     """A GGUF file, or a folder for transformers."""
+    adapter: str | None = None
+    """A LoRA adapter on top of it: a GGUF file, or the folder that PEFT saved. ONNX Runtime takes none."""
     threads: int = 1
     """llama.cpp spins at its barriers: more threads than free cores are slower than one."""
     device: str = "cpu"

@@ -1,4 +1,4 @@
-"""What a variant's folder holds beside the model: plan, spec, adapter, terms, card, and the manifest over all of it."""
+"""What a variant's folder holds beside the model: plan, spec, terms, card, and the manifest over all of it."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foundry.engine.export.card import licence_of, write_card
-from foundry.engine.export.manifest import NAME, artifacts_in, format_bytes, over_budget, versions
+from foundry.engine.export.manifest import ADAPTER_GGUF, NAME, artifacts_in, format_bytes, versions
 from foundry.engine.models import local_folder
 from foundry.engine.workspace import Workspace, read_json, write_json
 from foundry.intake.checkpoint import Checkpoint, checkpoint_sha256
-from foundry.spec.formats import parse_format, weight_bytes
+from foundry.spec.formats import Mix, parse_format, weight_bytes
 from foundry.spec.job import JobSpec
 from foundry.spec.record import parse
-from foundry.spec.target import Budget
+from foundry.spec.target import Budget, over_budget
 from foundry.spec.variant import Lineage, Metrics, PrunePlan, VariantManifest
 
 _TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
@@ -34,6 +34,9 @@ class Made(NamedTuple):
     notes: Sequence[str]
     """What a user must know of the files that are shipped."""
 
+    mix: Mix
+    """The types of the mixed file; empty without one."""
+
     @property
     def parameters(self) -> int:
         return self.student.family.parameter_count(self.student.shape, self.student.present)
@@ -48,7 +51,6 @@ def sign(folder: Path, made: Made, workspace: Workspace) -> VariantManifest:
     plan_path = workspace.stage("prune", made.budget.target) / "plan.json"
     shutil.copyfile(plan_path, folder / "plan.json")
     write_json(folder / "spec.json", made.spec.model_dump(mode="json"))
-    _carry_adapter(workspace, made.budget.target, folder)
     terms = _carry_terms(teacher, folder)
     manifest = _manifest(folder, made, workspace, teacher)
     plan = parse(PrunePlan, read_json(plan_path))
@@ -56,13 +58,6 @@ def sign(folder: Path, made: Made, workspace: Workspace) -> VariantManifest:
     manifest = manifest.model_copy(update={"files": artifacts_in(folder)})
     write_json(folder / NAME, manifest.model_dump(mode="json"))
     return manifest
-
-
-def _carry_adapter(workspace: Workspace, target: str, folder: Path) -> None:
-    """The adapter of the lora stage, which is merged into the model already."""
-    adapter = workspace.root / "stages" / "lora" / target / "adapter"
-    if adapter.is_dir():
-        shutil.copytree(adapter, folder / "adapter")
 
 
 def _carry_terms(teacher: Path, folder: Path) -> list[str]:
@@ -98,6 +93,7 @@ def _manifest(folder: Path, made: Made, workspace: Workspace, teacher: Path) -> 
         failed_formats=dict(made.failed),
         files=files,
         training=_training(workspace, target),
+        mix={role: str(kind) for role, kind in made.mix.items()},
     )
 
 
@@ -117,10 +113,11 @@ def _device_bytes(folder: Path, made: Made) -> int | None:
     form = made.budget.format
     if form in made.failed:
         return None
+    adapter = (folder / ADAPTER_GGUF).stat().st_size if (folder / ADAPTER_GGUF).is_file() else 0
     written = format_bytes(folder, form)
     if written is not None:
-        return written
-    return weight_bytes(made.student.family, made.student.shape, parse_format(form), made.student.present)
+        return written + adapter
+    return weight_bytes(made.student.family, made.student.shape, parse_format(form), made.student.present) + adapter
 
 
 def _earlier_metrics(workspace: Workspace, target: str) -> list[Metrics]:

@@ -144,7 +144,7 @@ def read_document(manifest: Path) -> dict[str, Any]:
         raise ArtifactDamaged(
             f"{manifest.parent} holds no {manifest.name}; it is not a variant, or was not downloaded whole"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactDamaged(f"{manifest} is not a manifest: {error}") from error
     if not isinstance(document, dict):
         raise ArtifactDamaged(f"{manifest} is not a manifest: it holds {type(document).__name__}, no object")

@@ -11,6 +11,7 @@ from foundry.engine.export.build import Build
 from foundry.engine.export.library import shared_library
 from foundry.engine.export.manifest import NAME
 from foundry.engine.export.onnx import require_onnx
+from foundry.engine.lora import student_folder
 from foundry.engine.models import load_tokenizer, local_folder
 from foundry.engine.workspace import Workspace, new_folder
 from foundry.errors import ExportFailed, MissingExtra
@@ -70,7 +71,8 @@ def export(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         if (finals[name] / NAME).exists():
             continue
         steps.done = number * (2 + len(spec.formats))
-        student = open_checkpoint(workspace.student(name))
+        attached = _attached(spec, workspace, name)
+        student = open_checkpoint(student_folder(workspace, name) if attached else workspace.student(name))
         if shared is None:
             tokenizer = load_tokenizer(student.folder)
             shared = tokenizer, Corpus.load(Path(workspace.inputs.data), tokenizer, seed=spec.seed)
@@ -79,11 +81,17 @@ def export(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         with new_folder(finals[name]) as folder:
             build = Build(
                 spec=spec, workspace=workspace, context=context, budget=budget, student=student, tokenizer=tokenizer,
-                corpus=corpus, folder=folder,
+                corpus=corpus, folder=folder, adapter=attached,
             )  # fmt: skip
             for message in build.run():
                 steps.next(message)
     workspace.finish("export", variants=[path.relative_to(workspace.root).as_posix() for path in finals.values()])
+
+
+def _attached(spec: JobSpec, workspace: Workspace, target: str) -> Path | None:
+    """The adapter of a student that ships beside its weights and not in them."""
+    adapter = workspace.root / "stages" / "lora" / target / "adapter"
+    return adapter if spec.lora is not None and spec.lora.ship == "attached" and adapter.is_dir() else None
 
 
 class _Steps:

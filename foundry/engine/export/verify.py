@@ -37,6 +37,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "gguf:q6_k": Bounds(loss_nats=0.05, top1_ratio=0.6),
     "gguf:q5_k_m": Bounds(loss_nats=0.1, top1_ratio=0.4),
     "gguf:q4_k_m": Bounds(loss_nats=0.25, top1_ratio=0.2),
+    "gguf:mixed": Bounds(loss_nats=0.25, top1_ratio=0.2),
     "onnx:fp32": Bounds(loss_nats=0.002, top1_ratio=0.97),
     "onnx:int8": Bounds(loss_nats=0.05, top1_ratio=0.6),
     "onnx:int4": Bounds(loss_nats=0.25, top1_ratio=0.2),

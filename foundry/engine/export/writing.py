@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from foundry.engine.export.activations import UNTUNED, Tuning
 from foundry.engine.export.apart import LLAMACPP, ONNX
 from foundry.engine.export.manifest import gguf_name, onnx_folder
 from foundry.engine.export.onnx import write_onnx
@@ -29,10 +30,12 @@ class Writing:
         self.is_cut_otherwise: Callable[[str], bool] = lambda text: False
         """Whether the runtime is known to cut a text into other tokens."""
 
-    def write(self, master: Checkpoint, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def write(
+        self, master: Checkpoint, tokenizer: PreTrainedTokenizerBase, name: str, tuning: Tuning = UNTUNED
+    ) -> None:
         """Raises `ExportFailed` for a model that the format cannot express."""
         if self._format.container == "onnx":
-            write_onnx(master.folder, self.path, quantisation=self._format.quantisation)
+            write_onnx(master, self.path, quantisation=self._format.quantisation)
             self.known_difference = "in the ONNX files' runtime a text ends at its first NUL character"
             self.is_cut_otherwise = lambda text: _NUL in text
             return
@@ -41,7 +44,7 @@ class Writing:
         from foundry.engine.export.vocabulary import vocabulary_of
 
         vocabulary = vocabulary_of(tokenizer, master.shape.vocab)
-        write_gguf(master, vocabulary, self.path, quantisation=self._format.quantisation, name=name)
+        write_gguf(master, vocabulary, self.path, quantisation=self._format.quantisation, name=name, tuning=tuning)
         self.known_difference, self.is_cut_otherwise = vocabulary.known_difference, vocabulary.is_cut_otherwise
 
     def remove(self) -> None:

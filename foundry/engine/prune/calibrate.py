@@ -17,6 +17,7 @@ from foundry.engine.context import RunContext, Stopped
 from foundry.engine.prune.layers import StreamedModel
 from foundry.engine.prune.statistics import LayerStatistics, Statistics, Stored, Stream, places_of
 from foundry.engine.prune.streams import StreamFile, new_stream
+from foundry.engine.prune.symmetric import SymmetricSum
 from foundry.engine.prune.texts import Texts
 from foundry.engine.tensors import write_tensors
 from foundry.engine.workspace import sync
@@ -44,7 +45,7 @@ class Calibration:
         for layer in range(layers):
             if not self._file(layer).exists():
                 self._hear_layer(layer)
-            self._context.progress(Progress(stage="prune", step=layer + 1, steps=layers))
+            self._context.progress(Progress(stage="prune", part="calibration", step=layer + 1, steps=layers))
         if not self._file(layers).exists():
             self._hear_end()
         return self.statistics()
@@ -107,7 +108,7 @@ class Calibration:
         stream = StreamFile(self._stream(layers), self._size(whole), self._context.dtype)
         sums = _StreamSums(self.teacher.shape.hidden, self._context.device, centred=self.teacher.family.norm == "layer")
         size = self._size(self.texts.choice)
-        with self.teacher.end() as end, torch.no_grad():
+        with self.teacher.end(head=False) as end, torch.no_grad():
             for rows in self.texts.batches(self.texts.calibration):
                 stream_BSH = stream[rows].to(self._context.device)
                 sums.add(stream_BSH, end.norm(stream_BSH))
@@ -145,22 +146,21 @@ class _ChannelSums:
 
     def __init__(self, channels: int, device: torch.device) -> None:
         self._squares_C = torch.zeros(channels, dtype=torch.float64, device=device)
-        self._gram_CC = torch.zeros(channels, channels, dtype=torch.float32, device=device)
+        self._gram_CC = SymmetricSum(channels, device)
 
     def add(self, x_BSC: Tensor) -> None:
         x = x_BSC.float()
         self._squares_C += x.abs().mean(dim=1).double().square().sum(dim=0)
-        flat = x.flatten(0, 1)
-        self._gram_CC.addmm_(flat.T, flat)
+        self._gram_CC.add(x.flatten(0, 1))
 
     def add_routed(self, x_TC: Tensor, weights_T: Tensor) -> None:
         """The tokens that a router sent to an expert; each counts as the router weighs it."""
         x = x_TC.float() * weights_T.float()[:, None]
         self._squares_C += x.double().square().sum(dim=0)
-        self._gram_CC.addmm_(x.T, x)
+        self._gram_CC.add(x)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        return {f"{name}.score": self._squares_C.sqrt(), f"{name}.gram": self._gram_CC}
+        return {f"{name}.score": self._squares_C.sqrt()} | self._gram_CC.tensors(f"{name}.gram")
 
 
 class _StreamSums:
@@ -169,7 +169,7 @@ class _StreamSums:
     def __init__(self, hidden: int, device: torch.device, *, centred: bool) -> None:
         self._squares_H = torch.zeros(hidden, dtype=torch.float64, device=device)
         self._centred = centred
-        self._covariance_HH = torch.zeros(hidden, hidden, dtype=torch.float32, device=device)
+        self._covariance_HH = SymmetricSum(hidden, device)
 
     def add(self, x_BSH: Tensor, read_BSH: Tensor) -> None:
         """`x` is the stream, `read` what a norm makes of it. A layer norm sees `x` without its mean."""
@@ -177,10 +177,10 @@ class _StreamSums:
         flat = x_BSH.float().flatten(0, 1)
         if self._centred:
             flat = flat - flat.mean(dim=1, keepdim=True)
-        self._covariance_HH.addmm_(flat.T, flat)
+        self._covariance_HH.add(flat)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        return {f"{name}.score": self._squares_H.sqrt(), f"{name}.covariance": self._covariance_HH}
+        return {f"{name}.score": self._squares_H.sqrt()} | self._covariance_HH.tensors(f"{name}.covariance")
 
 
 class _LayerSums:

@@ -63,15 +63,31 @@ class Cutting:
             for shape, score in scored
         )
         shape, score = scored[0]
-        plan = self.plan(shape)
-        if plan.rotated and not family.exactly_rotatable:
-            # Behind a post norm the turn holds on average only; where the average is a bad guess, cutting by index is
-            # the better start.
-            by_index = self.score(shape, said=f"{budget.target}, not turned", without="rotate")
-            if by_index < score:
-                plan = self.plan(shape, without="rotate")
-                candidates = (candidates[0].model_copy(update={"held_out_kl": by_index}), *candidates[1:])
+        repairs, score = self.settle(shape, score, budget.target)
+        candidates = (candidates[0].model_copy(update={"held_out_kl": score}), *candidates[1:])
+        plan = self.plan(shape, repairs)
         return plan.model_copy(update={"candidates": candidates, "target": budget.target})
+
+    def settle(self, shape: Shape, score: float, said: str) -> tuple[tuple[Repair, ...], float]:
+        """The repairs that this shape keeps, and its KL with them; `score` is that with all of them.
+
+        Some help at one model and shape and harm at another, so that each of those is tried without.
+        """
+        repairs = self._options.repair
+        for doubtful in self._doubtful(self.plan(shape)):
+            others = tuple(repair for repair in repairs if repair != doubtful)
+            found = self.score(shape, said=f"{said}, without {doubtful}", repairs=others)
+            if found < score:
+                repairs, score = others, found
+        return repairs, score
+
+    def _doubtful(self, plan: PrunePlan) -> list[Repair]:
+        found: list[Repair] = []
+        if plan.rotated and not self.checkpoint.family.exactly_rotatable:
+            found.append("rotate")  # behind a post norm the turn holds on average only
+        if "rescale" in plan.repair and plan.shape.hidden < plan.teacher_shape.hidden:
+            found.append("rescale")  # its gain is a mean over tokens, too, and counts the same for all of them
+        return found
 
     def rank(self, shapes: Sequence[Shape], said: str) -> list[tuple[Shape, float]]:
         """The shapes that were looked at, with their KL, best first; `said` is whose they are, for the log."""
@@ -79,15 +95,18 @@ class Cutting:
             shapes, self.checkpoint.shape, lambda shape: self.score(shape, said=said), self._options.candidates
         )
 
-    def score(self, shape: Shape, *, said: str, without: Repair | None = None) -> float:
-        """KL to the teacher right after the cut and a brief repair, nats per token; measured once for each shape."""
+    def score(self, shape: Shape, *, said: str, repairs: tuple[Repair, ...] | None = None) -> float:
+        """KL to the teacher right after the cut and a brief repair, nats per token; measured once for each shape.
+
+        With all of the job's repairs where none are named.
+        """
 
         def measure() -> float:
             if self.context.should_stop():
                 raise Stopped
             folder = self._scratch / "candidate"
             shutil.rmtree(folder, ignore_errors=True)
-            plan = self.plan(shape, without=without)
+            plan = self.plan(shape, repairs)
             lesson = Lesson(rows=self.texts.brief, goals=self.calibration.brief, epochs=1)
             silent = replace(self.context, emit=lambda event: None)
             growth = Growth(self.slicer(plan), self.calibration, self._if_local(plan, lesson), folder, silent)
@@ -100,12 +119,12 @@ class Cutting:
             shutil.rmtree(folder)
             return found
 
-        key = json.dumps([shape.model_dump(), without])
+        key = json.dumps([shape.model_dump(), repairs])
         return float(self._remembered("scores", key, measure))
 
-    def plan(self, shape: Shape, *, without: Repair | None = None) -> PrunePlan:
+    def plan(self, shape: Shape, repairs: tuple[Repair, ...] | None = None) -> PrunePlan:
         """Which indices stay for this shape."""
-        repairs = tuple(repair for repair in self._options.repair if repair != without)
+        repairs = self._options.repair if repairs is None else repairs
         layers = self._kept_layers(shape.layers)
         family, teacher = self.checkpoint.family, self.checkpoint.shape
         return make_plan(family, teacher, shape, self.statistics, repairs, "candidate", layers)
@@ -171,7 +190,7 @@ def _how_made(checkpoint: Checkpoint, texts: Texts, options: Prune, context: Run
         digest.update(tensor.contiguous().numpy().tobytes())
     files = sorted({entry.file for entry in checkpoint.tensors.values()})
     return {
-        "dtype": str(context.dtype), "device": context.device.type, "seed": context.seed,
+        "format": 2, "dtype": str(context.dtype), "device": context.device.type, "seed": context.seed,
         "text": digest.hexdigest(), "calibration_rows": texts.calibration_rows,
         "options": options.model_dump(mode="json"),
         "teacher": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],

@@ -63,7 +63,7 @@ class Growth:
         self._batches = [*learned, *self._texts.batches(self._texts.choice)]
 
     def run(self) -> Errors:
-        """Up to the last layer. Raises `Stopped` between layers."""
+        """Up to the last layer. Raises `Stopped`; a layer that was being made is then made again."""
         self._folder.mkdir(parents=True, exist_ok=True)
         errors: Errors = []
         if self._state_file.exists():
@@ -71,12 +71,11 @@ class Growth:
         else:
             self._begin()
         for layer in range(len(errors), self._plan.shape.layers):
-            if self._context.should_stop():
-                raise Stopped
             errors.append(self._layer(layer))
             self._note(errors)
             self._stream_file(layer).unlink()
-            self._context.progress(Progress(stage="prune", step=layer + 1, steps=self._plan.shape.layers))
+            step, steps = layer + 1, self._plan.shape.layers
+            self._context.progress(Progress(stage="prune", part=self._plan.target, step=step, steps=steps))
         return errors
 
     @torch.no_grad()
@@ -122,6 +121,8 @@ class Growth:
         before = self._stream(layer)
 
         def output(number: int) -> Tensor:
+            if self._context.should_stop():
+                raise Stopped
             stream_BSD = before[self._place(number)].to(self._context.device)
             with self._autocast():
                 return self._student.run(layer, self._inputs(number), stream_BSD)

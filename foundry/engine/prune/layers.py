@@ -86,21 +86,22 @@ class StreamedModel:
             yield lambda inputs: self._arguments(0, inputs)[0][0]
 
     @contextmanager
-    def end(self) -> Iterator[End]:
-        """The final norm and the head."""
+    def end(self, *, head: bool = True) -> Iterator[End]:
+        """The final norm and the head, whose weights stay out of memory where nobody needs them."""
         norm = [place for place in self._places[None] if place.weight.role == "final_norm"]
-        head = self._model.get_output_embeddings()
-        assert isinstance(head, nn.Linear)
-        without = head._parameters["weight"]
+        module = self._model.get_output_embeddings()
+        assert isinstance(module, nn.Linear)
+        without = module._parameters["weight"]
         row = next(p for p in self._places[None] if p.name == self._head_name)
         with self._filled(norm, self.dtype):
             try:
-                head._parameters["weight"] = self._parameter(self._source(row), self.dtype)
+                if head:
+                    module._parameters["weight"] = self._parameter(self._source(row), self.dtype)
                 final = self._module(self.family.module_of(self.family.row("final_norm"), 0))
                 _, head_VH, softcap = trunk_and_head(self._model)
                 yield End(final, lambda stream: scaled_for_head(final(stream), self._trunk), head_VH, softcap)
             finally:
-                head._parameters["weight"] = without
+                module._parameters["weight"] = without
 
     def stored(self, layer: int) -> Iterator[tuple[TensorPlace, Tensor]]:
         """A loaded layer's weights under the names that a checkpoint has for them."""
@@ -149,7 +150,7 @@ class StreamedModel:
         return before
 
     def _parameter(self, value: Tensor, dtype: torch.dtype) -> nn.Parameter:
-        """A copy: what comes from a file is mapped from it, and must not be written to."""
+        """A copy, which may be written to."""
         return nn.Parameter(value.detach().to(self.device, dtype, copy=True), requires_grad=False)
 
     def _put(self, name: str, parameter: nn.Parameter) -> None:

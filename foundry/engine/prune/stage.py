@@ -8,6 +8,8 @@ import torch
 
 from foundry.engine.context import RunContext
 from foundry.engine.corpus import Corpus, pack
+from foundry.engine.evaluate.importance import NAME as IMPORTANCE
+from foundry.engine.evaluate.importance import gathered
 from foundry.engine.models import copy_tokenizer, load_tokenizer, local_folder
 from foundry.engine.prune.cutting import Cutting
 from foundry.engine.prune.slicer import Slicer
@@ -56,6 +58,7 @@ def prune(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
             texts = texts_for(Path(workspace.inputs.data), checkpoint, spec.prune, spec.seed)
             check_room(checkpoint, texts, scratch, context)
             cutting = Cutting(checkpoint, texts, spec.prune, scratch, context)
+            write_json(workspace.stage("prune") / IMPORTANCE, gathered(cutting.statistics, checkpoint.shape))
         _cut(cutting, shapes[budget.target], budget, workspace)
     shutil.rmtree(scratch, ignore_errors=True)
     workspace.finish("prune", targets={b.target: _summary(workspace, b.target) for b in budgets})

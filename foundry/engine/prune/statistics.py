@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from foundry.engine.prune import repair
+from foundry.engine.prune.symmetric import panel_bytes, whole
 from foundry.spec.family import Family
 from foundry.spec.weights import Role, Shape
 
@@ -29,6 +30,13 @@ class Stored:
         with safe_open(self._path, framework="pt") as file:
             value: Tensor = file.get_tensor(name)
         return value
+
+    def matrix(self, name: str) -> Tensor:
+        """A symmetric matrix out of its panels."""
+        with safe_open(self._path, framework="pt") as file:
+            names = file.keys()
+            count = sum(one.startswith(f"{name}.") for one in names)
+            return whole(file.get_tensor(f"{name}.{number}") for number in range(count))
 
     def names(self) -> list[str]:
         with safe_open(self._path, framework="pt") as file:
@@ -47,7 +55,7 @@ class Channels:
     @property
     def gram_CC(self) -> Tensor:
         """sum x x^T over all positions, for the least-squares refit."""
-        return self._stored(f"{self._name}.gram")
+        return self._stored.matrix(f"{self._name}.gram")
 
 
 class Stream:
@@ -61,7 +69,7 @@ class Stream:
     @property
     def covariance_HH(self) -> Tensor:
         """sum x x^T of the stream; without its mean over dimensions where layer norms read it."""
-        return self._stored(f"{self._name}.covariance")
+        return self._stored.matrix(f"{self._name}.covariance")
 
 
 class LayerStatistics:
@@ -118,7 +126,6 @@ def places_of(family: Family) -> list[Role]:
 
 
 def bytes_of_layer(family: Family, shape: Shape) -> int:
-    """What one layer's statistics take: a square float32 matrix for each projection and place of the stream."""
-    attention = shape.heads * shape.head_dim
-    channels = max(1, shape.experts) * shape.ffn**2 + attention**2
-    return 4 * (channels + len(places_of(family)) * shape.hidden**2)
+    """What one layer's statistics take: half a square matrix for each projection and place of the stream."""
+    channels = max(1, shape.experts) * panel_bytes(shape.ffn) + panel_bytes(shape.heads * shape.head_dim)
+    return channels + len(places_of(family)) * panel_bytes(shape.hidden)

@@ -8,7 +8,7 @@ from typing import Any
 from foundry.engine.evaluate.benchmarks import NAME as BENCHMARKS
 from foundry.engine.export.manifest import NAME as MANIFEST
 from foundry.engine.export.manifest import versions
-from foundry.engine.journal import ATTEMPT, FAILED, Entry, read_journal
+from foundry.engine.journal import ATTEMPT, CANCELLED, FAILED, Entry, read_journal
 from foundry.engine.report.spending import cost_of, seconds_of
 from foundry.engine.workspace import Workspace, read_json
 from foundry.errors import FoundryError
@@ -27,14 +27,14 @@ def gather(workspace: Workspace) -> JobReport:
     spec, entries = workspace.spec, read_journal(workspace.root)
     targets = tuple(_target(workspace, name) for name in spec.target_names)
     attempt: dict[str, Any] = next((e.data for e in reversed(entries) if e.type == ATTEMPT), {})
-    failure = _failure(entries)
-    done = workspace.is_done("export")
+    failure, done = _noted(entries, FAILED), workspace.is_done("export")
+    cancelled = _noted(entries, CANCELLED)
     stages = tuple(_stages(workspace, spec, entries, failed=failure is not None))
     manifest = next((m for m in (_manifest(workspace, name) for name in spec.target_names) if m), None)
     return JobReport(
         made_at=datetime.now(UTC),
-        status="succeeded" if done else "failed" if failure else "unfinished",
-        reason=None if done else failure,
+        status="succeeded" if done else "failed" if failure else "cancelled" if cancelled else "unfinished",
+        reason=None if done else failure or cancelled,
         spec=spec,
         data_sha256=workspace.inputs.data_sha256,
         teacher_sha256=manifest.lineage.teacher_sha256 if manifest else None,
@@ -51,10 +51,10 @@ def gather(workspace: Workspace) -> JobReport:
     )
 
 
-def _failure(entries: Sequence[Entry]) -> str | None:
-    """Why the last attempt failed; None when a later one began."""
+def _noted(entries: Sequence[Entry], kind: str) -> str | None:
+    """How the last attempt ended, in words, when it ended like this; None when a later one began."""
     for entry in reversed(entries):
-        if entry.type == FAILED:
+        if entry.type == kind:
             return str(entry.message)
         if entry.type == ATTEMPT:
             return None

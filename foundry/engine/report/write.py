@@ -23,7 +23,7 @@ _TEMPLATES = files("foundry") / "data" / "report"
 def write_report(report: JobReport, folder: Path) -> list[Path]:
     """Write all three into a folder; the page stands alone and asks nothing of any other place."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / JSON, report.model_dump(mode="json", exclude_none=True))
+    write_json(folder / JSON, report.model_dump(mode="json"))
     (folder / MARKDOWN).write_text(markdown(report), encoding="utf-8")
     (folder / HTML).write_text(page(report), encoding="utf-8")
     return [folder / name for name in (HTML, MARKDOWN, JSON)]

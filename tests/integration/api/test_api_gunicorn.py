@@ -71,13 +71,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @contextmanager
-def _gunicorn(folder: Path) -> Iterator[Server]:
+def _gunicorn(folder: Path, **more: str) -> Iterator[Server]:
     serving = Serving(folder)
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     environment = {
         **os.environ, "FOUNDRY_HOME": str(serving.settings.home), "FOUNDRY_PORT": str(port),
-        "FOUNDRY_TEACHER_ROOTS": str(serving.teacher.parent), "FOUNDRY_MAX_UPLOAD_BYTES": "1e8",
+        "FOUNDRY_TEACHER_ROOTS": str(serving.teacher.parent), "FOUNDRY_MAX_UPLOAD_BYTES": "1e8", **more,
     }  # fmt: skip
     command = [sys.executable, "-m", "gunicorn", "--config", "python:api.gunicorn_conf", "api.wsgi:app"]
     with (folder / "log").open("wb") as log:
@@ -197,6 +197,33 @@ def test_an_upload_leaves_nothing_when_the_line_is_cut(server: Server, head: str
     assert answer.startswith(b"HTTP/1.1 400"), answer
     assert "cut.jsonl" not in [d.name for d in server.serving.memory.datasets.list(server.serving.project).data]
     _eventually(lambda: server.staged() == [])
+
+
+def test_a_sender_that_dribbles_is_cut_off_and_leaves_nothing(tmp_path: Path) -> None:
+    """Each byte comes in time, the next piece does not; who sends steadily is not cut off."""
+    with (
+        _gunicorn(tmp_path, FOUNDRY_UPLOAD_SILENCE_S="3") as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection,
+    ):
+        lines = [
+            "POST /v1/datasets?name=slow.jsonl HTTP/1.1", "Host: localhost", "Content-Length: 1000000",
+            f"Authorization: {server.headers['Authorization']}",
+        ]  # fmt: skip
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        with pytest.raises(OSError):
+            for _ in range(300):
+                connection.sendall(b"x")
+                time.sleep(0.1)
+        assert server.ask("/healthz")[0] == 200
+        assert server.ask("/v1/datasets?name=steady.jsonl", "POST", DATA)[0] == 201
+        _await(lambda: server.staged() == [])
+
+
+def _await(happened: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_path_that_climbs_is_not_found(server: Server) -> None:

@@ -1,19 +1,26 @@
-"""A genuine tiny model of every family in real llama.cpp, against transformers on the same weights."""
+"""A genuine tiny model of every family in real llama.cpp, against transformers on the same weights.
+
+llama.cpp answers in this process: what a process of its own is for stands in test_export_llamacpp.py.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from foundry.engine.export import plain
-from foundry.engine.export.apart import LLAMACPP, ask
+from foundry.engine.export.adapter import write_adapter
 from foundry.engine.export.gguf import write_gguf
+from foundry.engine.export.llamacpp import answer
 from foundry.engine.export.runtime import Questions
 from foundry.engine.export.vocabulary import vocabulary_of
+from foundry.engine.lora import attach, save_adapter
+from foundry.engine.models import load_model
 from foundry.intake.checkpoint import open_checkpoint
 from foundry.spec.family import families
-from tests.families import FAMILY_NAMES, VOCABULARY, genuine
+from tests.families import FAMILY_NAMES, VOCABULARY, genuine, save_genuine
 from tests.tiny import new_tokenizer
 
 pytestmark = pytest.mark.integration
@@ -65,6 +72,29 @@ def test_quantised_files_with_fused_or_stacked_tensors_score_as_transformers_doe
     assert abs(np.mean(found) - np.mean(expected)) < 0.05
 
 
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "gpt_neox"])
+def test_an_adapter_changes_llamacpps_answers_as_it_does_pefts(name: str, tmp_path: Path) -> None:
+    passage = np.random.default_rng(0).integers(1, VOCABULARY, 60).tolist()
+    save_genuine(tmp_path / "model", name, tied=False if name == "gpt_neox" else None)
+    checkpoint = open_checkpoint(tmp_path / "model")
+    model = load_model(tmp_path / "model", dtype=torch.float32, device="cpu")
+    without, _ = plain.score(model, passage)
+    adapted = attach(model, rank=4, alpha=8, dropout=0.0, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in (p for n, p in adapted.named_parameters() if "lora_B" in n):
+        parameter.data.normal_(0, 0.3, generator=generator)
+    expected, _ = plain.score(adapted.get_base_model(), passage)
+    save_adapter(adapted, tmp_path / "adapter")
+    write_gguf(
+        checkpoint, vocabulary_of(new_tokenizer(), VOCABULARY), tmp_path / "x.gguf", quantisation="f16", name="x"
+    )
+    write_adapter(checkpoint, tmp_path / "adapter", tmp_path / "adapter.gguf")
+    asked = Questions(model=str(tmp_path / "x.gguf"), adapter=str(tmp_path / "adapter.gguf"), passages=[passage])
+    found = answer(asked).losses[0]
+    assert np.abs(np.subtract(expected, without)).max() > 1
+    assert np.abs(np.subtract(found, expected)).max() < 0.05
+
+
 def losses(
     name: str, changes: dict[str, Any], passage: list[int], quantisation: str, folder: Path
 ) -> tuple[list[float], list[float]]:
@@ -74,4 +104,4 @@ def losses(
     expected, _ = plain.score(model.float(), passage)
     path, checkpoint = folder / "x.gguf", open_checkpoint(folder / "model")
     write_gguf(checkpoint, vocabulary_of(new_tokenizer(), VOCABULARY), path, quantisation=quantisation, name="x")
-    return expected, ask(LLAMACPP, Questions(model=str(path), passages=[passage])).losses[0]
+    return expected, answer(Questions(model=str(path), passages=[passage])).losses[0]

@@ -13,6 +13,7 @@ from foundry.engine.export import plain
 from foundry.engine.export.apart import LLAMACPP, ask
 from foundry.engine.export.exam import hard_texts
 from foundry.engine.export.gguf import write_gguf
+from foundry.engine.export.llamacpp import answer
 from foundry.engine.export.runtime import Questions
 from foundry.engine.export.verify import compare_answers
 from foundry.engine.export.vocabulary import vocabulary_of
@@ -96,7 +97,7 @@ def cut_differently(tokenizer: PreTrainedTokenizerFast, folder: Path) -> list[st
     path = folder / "tokenizer.gguf"
     write_gguf(checkpoint, vocabulary_of(tokenizer, len(tokenizer)), path, quantisation="f16", name="x")
     texts = [*hard_texts(tokenizer), *(text[:3000] for text in TEXTS)]
-    answers = ask(LLAMACPP, Questions(model=str(path), texts=texts))
+    answers = answer(Questions(model=str(path), texts=texts))
     expected = (
         [tokenizer(t)["input_ids"] for t in texts],
         [tokenizer.encode(t, add_special_tokens=False) for t in texts],
@@ -145,7 +146,7 @@ def losses_of(checkpoint: Checkpoint, quantisation: str, passage: list[int], fol
     vocabulary = vocabulary_of(load_tokenizer(checkpoint.folder), checkpoint.shape.vocab)
     path = folder / f"{quantisation}.gguf"
     write_gguf(checkpoint, vocabulary, path, quantisation=quantisation, name="x")
-    return ask(LLAMACPP, Questions(model=str(path), passages=[passage])).losses[0]
+    return answer(Questions(model=str(path), passages=[passage])).losses[0]
 
 
 def test_check_rejects_a_file_whose_rotary_rows_were_left_in_place(demo: Demo) -> None:

@@ -13,14 +13,16 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from foundry.engine.context import RunContext, Stopped
-from foundry.engine.export.manifest import check_folder
+from foundry.engine.export.manifest import adapter_of, check_folder
 from foundry.engine.export.stage import check_formats, export
-from foundry.engine.models import copy_tokenizer
+from foundry.engine.lora import attach, merge, save_adapter
+from foundry.engine.models import copy_tokenizer, load_model
 from foundry.engine.prune.slicer import Slicer
 from foundry.engine.tensors import write_sharded
 from foundry.engine.workspace import Inputs, Workspace, write_json
 from foundry.errors import ExportFailed
 from foundry.intake.checkpoint import checkpoint_sha256, open_checkpoint
+from foundry.serve.offer import open_variant
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.record import parse
@@ -59,7 +61,7 @@ def prepare(
     """A stage for one target per keyword, its student cut to so many ffn channels and otherwise the teacher."""
     targets = [{"name": name, "max_bytes": 100_000_000, "context_tokens": context_tokens} for name in ffn]
     given = {"teacher": str(teacher), "data": str(data), "targets": targets, "formats": formats, "distill": None}
-    spec = parse(JobSpec, given | {"evaluate": {"tokens": 512}})
+    spec = parse(JobSpec, given | {"evaluate": {"tokens": 512}, "export": {"activation_tokens": 512}})
     workspace = Workspace.create(root, spec, Inputs(teacher=str(teacher), data=str(data), data_sha256="d" * 64))
     checkpoint = open_checkpoint(teacher)
     for target, channels in ffn.items():
@@ -83,7 +85,7 @@ def prepare(
 
 @pytest.fixture(scope="module")
 def done(demo_teacher: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    """The demo's teacher, whole for one target and with fewer channels for another, exported with an adapter beside."""
+    """The demo's teacher, whole for one target and with fewer channels for another."""
     folder = tmp_path_factory.mktemp("job")
     teacher = folder / "teacher"
     shutil.copytree(demo_teacher, teacher)
@@ -91,9 +93,6 @@ def done(demo_teacher: Path, corpus_file: Path, tmp_path_factory: pytest.TempPat
     (teacher / "LICENSE").write_text("terms")
     formats = ["safetensors", "gguf:f16", "gguf:q4_k_m"]
     stage = prepare(folder / "workspace", teacher, corpus_file, formats, tablet=768, watch=512)
-    adapter = stage.workspace.stage("lora", "watch") / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text("{}")
     stage.run()
     return stage
 
@@ -127,17 +126,16 @@ def test_variant_opens_and_speaks_with_plain_transformers(done: Stage) -> None:
     assert model.generate(**ids, max_new_tokens=8, do_sample=False).shape[1] > ids["input_ids"].shape[1]
 
 
-def test_variant_says_where_it_comes_from_and_carries_terms_plan_and_adapter(done: Stage) -> None:
+def test_variant_says_where_it_comes_from_and_carries_terms_plan_and_importance_matrix(done: Stage) -> None:
     folder = done.variant("watch")
     manifest = check_folder(folder)
     paths = {artifact.path for artifact in manifest.files}
-    assert {"README.md", "LICENSE", "plan.json", "spec.json", "adapter/adapter_config.json", "watch-f16.gguf"} <= paths
+    assert {"README.md", "LICENSE", "plan.json", "spec.json", "quantisation/imatrix.gguf", "watch-f16.gguf"} <= paths
     assert manifest.lineage.teacher_sha256 == checkpoint_sha256(Path(done.workspace.inputs.teacher))
     assert manifest.lineage.data_sha256 == "d" * 64
     assert manifest.lineage.versions["xllamacpp"]
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "license: psf" in card and "| feed-forward width | 768 | 512 | 67% |" in card
-    assert not (done.variant("tablet") / "adapter").exists()
 
 
 def test_stage_names_its_variants_and_tells_its_progress(done: Stage) -> None:
@@ -246,8 +244,35 @@ def test_stage_takes_more_bits_where_four_cost_too_much_and_forgets_what_it_only
     Stage(stage.spec.model_copy(update={"export": strict}), stage.workspace, stage.events).run()
     manifest = check_folder(stage.variant("kiosk"))
     best = manifest.budget.format
-    assert best in ("gguf:q5_k_m", "gguf:q6_k") and manifest.failed_formats == {}
+    assert best in ("gguf:mixed", "gguf:q5_k_m", "gguf:q6_k") and manifest.failed_formats == {}
+    assert bool(manifest.mix) == (best == "gguf:mixed")
     rows = {row.model: row.runtime_loss_difference for row in manifest.metrics if row.runtime}
     assert set(rows) == {"gguf:q4_k_m", best} and abs(rows[best] or 0) < abs(rows["gguf:q4_k_m"] or 0)
     assert {artifact.format for artifact in manifest.files} == {None, "gguf:q4_k_m", best}
     assert any(f"the device runs {best}" in event.message for event in stage.said(EventType.LOG))
+
+
+def test_an_attached_adapter_ships_beside_the_weights_for_peft_and_llamacpp(tmp_path: Path) -> None:
+    teacher = save(tmp_path / "teacher", new_model().bfloat16())
+    data = write_texts(tmp_path / "text.jsonl", 100)
+    stage = prepare(tmp_path / "job", teacher, data, ["safetensors", "gguf:f16"], context_tokens=64, watch=32)
+    folder = stage.workspace.stage("lora", "watch")
+    base = stage.workspace.student("watch")
+    adapted = attach(load_model(base, dtype=torch.float32, device="cpu"), rank=4, alpha=8, dropout=0.0, seed=0)
+    for parameter in (p for n, p in adapted.named_parameters() if "lora_B" in n):
+        parameter.data.fill_(0.05)
+    save_adapter(adapted, folder / "adapter")
+    merge(base, folder / "adapter", folder / "model", torch.device("cpu"))
+    spec = parse(JobSpec, stage.spec.model_dump() | {"lora": {"rank": 4, "ship": "attached"}})
+    Stage(spec, stage.workspace, stage.events).run()
+    manifest = check_folder(stage.variant("watch"))
+    assert not manifest.failed_formats and adapter_of(manifest, "gguf") == "adapter/adapter.gguf"
+    assert adapter_of(manifest, "safetensors") == "adapter"
+    shipped = load_file(stage.variant("watch") / "safetensors" / "model.safetensors")
+    assert all(torch.equal(value, shipped[name]) for name, value in load_file(base / "model.safetensors").items())
+    rows = {row.model: row for row in manifest.metrics if row.runtime}
+    assert list(rows) == ["safetensors", "gguf:f16", "safetensors with adapter", "gguf:f16 with adapter"]
+    assert abs(rows["gguf:f16 with adapter"].runtime_loss_difference or 1) < 0.01
+    assert rows["gguf:f16 with adapter"].held_out_loss != pytest.approx(rows["gguf:f16"].held_out_loss, abs=0.01)
+    (served,) = [offer for offer in [open_variant(stage.variant("watch"))] if offer.adapter is not None]
+    assert served.adapter == stage.variant("watch") / "adapter" / "adapter.gguf"

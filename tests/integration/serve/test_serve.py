@@ -24,6 +24,7 @@ pytestmark = pytest.mark.integration
 KEY = "sesame"
 COMMAND = (sys.executable, "-m", "foundry.cli", "serve")
 START_S = 30
+DOCKERFILE = Path(__file__).parents[3] / "docker" / "serve.Dockerfile"
 
 
 @dataclass
@@ -178,8 +179,18 @@ def test_a_context_longer_than_the_models_is_refused(variant: Path) -> None:
     assert "100,000 is longer than the 512 tokens that the model was made for" in message
 
 
+def test_the_dockerfile_pleases_its_linter_and_copies_what_is_there() -> None:
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    assert hadolint is not None
+    done = subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    copied = re.findall(r"^COPY (.*) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
+    sources = [name for line in copied for name in line.split()]
+    assert len(sources) == 4 and all((DOCKERFILE.parents[1] / name).exists() for name in sources)
+
+
 def test_the_containers_command_serves_where_torch_is_not_installed(variant: Path) -> None:
-    text = (Path(__file__).parents[3] / "docker" / "serve.Dockerfile").read_text()
+    text = DOCKERFILE.read_text()
     program, *arguments = json.loads(re.search(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)[1])  # type: ignore[index]
     assert program == "foundry"
     blocked = "import sys; sys.modules.update(torch=None, transformers=None); from foundry.cli import main; main()"

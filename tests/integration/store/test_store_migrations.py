@@ -1,5 +1,6 @@
 """The migrations give the schema that the tables describe, up and down, on both databases."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,12 +10,14 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import Connection, create_engine, inspect, text
 
 from foundry.errors import DatabaseUnavailable
 from foundry.spec.access import PROJECT_SCOPES, Scope
 from foundry.store.database import Database
+from foundry.store.jobs import Jobs
 from foundry.store.keys import Keys
+from foundry.store.settings import Settings
 from foundry.store.tables import Row
 from tests import factories
 from tests.servers import Postgres
@@ -148,3 +151,67 @@ def test_keys_from_before_scopes_keep_what_they_could_do_and_the_schema_goes_bac
         columns = {column["name"] for column in inspect(connection).get_columns("api_keys")}
     assert columns == {"id", "project_id", "name", "digest", "created_at", "revoked_at"}
     database.close()
+
+
+def test_jobs_from_before_scheduling_keep_their_rows_up_and_down(empty_url: str) -> None:
+    """With data: a job that the version before wrote is claimed by this one, and survives the way back."""
+    database = Database(empty_url)
+    database.upgrade()
+    database.downgrade("0002")
+    with database.schema_change() as connection:
+        _write_as_before(connection)
+    database.upgrade()
+    settings = Settings(home=Path("/nowhere"), database_url=empty_url)
+    claim = Jobs(database, settings).claim("worker")
+    assert claim is not None and (claim.job_id, claim.halvings, claim.epoch) == ("job_1", 0, 1)
+    database.downgrade("0002")
+    with database.schema_change() as connection:
+        found = connection.execute(text("SELECT status, epoch, worker FROM jobs")).all()
+        columns = {column["name"] for column in inspect(connection).get_columns("jobs")}
+    assert [tuple(row) for row in found] == [("running", 1, "worker")]
+    assert not columns & {"priority", "halvings", "memory_bytes"}
+    database.upgrade()
+    database.close()
+
+
+def test_programs_of_the_version_before_work_with_the_new_schema(empty_url: str) -> None:
+    """A rolling deploy: the database is new, and an old API and an old worker still write as they always did."""
+    database = Database(empty_url)
+    database.upgrade()
+    with database.schema_change() as connection:
+        _write_as_before(connection)
+        claimed = connection.execute(
+            text("UPDATE jobs SET status = 'running', epoch = epoch + 1, worker = 'old', lease_until = 9e9 "
+                 "WHERE id = 'job_1' AND status = 'queued'")
+        )  # fmt: skip
+        assert claimed.rowcount == 1
+        row = connection.execute(text("SELECT priority, halvings, memory_bytes FROM jobs")).one()
+    assert tuple(row) == (0, 0, None)
+    database.close()
+
+
+def test_a_schema_of_a_later_version_is_worked_with_and_an_older_one_is_not(empty_url: str) -> None:
+    database = Database(empty_url)
+    database.upgrade()
+    with database.schema_change() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    database.ping()
+    with database.schema_change() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    with pytest.raises(DatabaseUnavailable, match="alembic upgrade head"):
+        database.ping()
+    database.close()
+
+
+def _write_as_before(connection: Connection) -> None:
+    """A project and a queued job, with the columns that revision 0002 knew."""
+    spec = factories.spec().model_dump(mode="json")
+    spec.pop("priority")
+    connection.execute(text("INSERT INTO projects (id, name, quota, created_at) VALUES ('prj_1', 'p', '{}', 0)"))
+    connection.execute(
+        text(
+            "INSERT INTO jobs (id, project_id, name, status, spec, inputs, epoch, fruitless_attempts, last_seq, "
+            "created_at) VALUES ('job_1', 'prj_1', '', 'queued', :spec, :inputs, 0, 0, 0, 0)"
+        ),
+        {"spec": json.dumps(spec), "inputs": json.dumps({"teacher": "/t", "dataset_id": "d", "data_sha256": "0"})},
+    )

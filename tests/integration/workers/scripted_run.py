@@ -3,6 +3,7 @@
 What it does is written in the spec's name, as words such as `steps=20 end=crash`. It resumes from its checkpoint.
 """
 
+import faulthandler
 import os
 import signal
 import subprocess
@@ -45,7 +46,10 @@ class Run:
         signal.signal(signal.SIGTERM, lambda *_: None if deaf else self.asked.set())
         if not deaf:
             threading.Thread(target=self.stop_with_parent, daemon=True).start()
-        self.odd_things()
+        try:
+            self.odd_things()
+        except MemoryError:
+            return ExitCode.OUT_OF_MEMORY
         if not self.train():
             return ExitCode.STOPPED
         end = self.words.get("end", "done")
@@ -66,8 +70,12 @@ class Run:
         """Count steps; whether the end was reached."""
         steps, delay_s = int(self.words.get("steps", 3)), float(self.words.get("delay", 0))
         first = next((step for step, _ in self.workspace.checkpoints("distill")), 0)
-        say(EventType.STAGE_STARTED, "distill started", stage="distill")
         say(EventType.LOG, f"from step {first}", first=first, pid=os.getpid())
+        if self.workspace.is_done("distill"):
+            return True
+        say(EventType.STAGE_STARTED, "distill started", stage="distill")
+        if first:
+            say(EventType.LOG, f"distill: resumed at step {first}", stage="distill", step=first)
         for step in range(first + 1, steps + 1):
             time.sleep(delay_s)
             say(EventType.PROGRESS, f"distill {step}/{steps}", stage="distill", step=step, steps=steps)
@@ -76,6 +84,7 @@ class Run:
                 say(EventType.CHECKPOINT, f"checkpoint {step}", stage="distill", step=step)
             if self.asked.is_set():
                 return False
+        write_json(self.workspace.stage("distill") / "done.json", {})  # checkpoints stay, for tests to look at
         say(EventType.STAGE_COMPLETED, "distill completed", stage="distill")
         return True
 
@@ -87,6 +96,14 @@ class Run:
             say(EventType.SUCCEEDED, "I say that I am done")
         if "environment" in self.words:
             say(EventType.LOG, "environment", environment=dict(os.environ), argv=sys.argv[1:], cwd=os.getcwd())
+        if "hang" in self.words and not any(self.workspace.checkpoints("distill")):
+            self.workspace.save_checkpoint("distill", 1, partial(write_state, 1))
+            faulthandler.register(signal.SIGUSR1)
+            say(EventType.CHECKPOINT, "checkpoint 1", stage="distill", step=1)
+            say(EventType.LOG, "about to hang", pid=os.getpid())
+            time.sleep(600)
+        if "starve" in self.words and self.workspace.inputs.micro_batch_divisor == 1:
+            bytearray(10**15)
         if "child" in self.words:
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             say(EventType.LOG, "child", child=child.pid)

@@ -30,7 +30,7 @@ def celery(works: Works, log: Path, redis: Redis, pool: str = "threads") -> Abst
     return running_worker(works, log, *command, FOUNDRY_BROKER_URL=redis.url)
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@pytest.mark.parametrize("pool", ["threads", "processes"])  # "prefork" would be the default that the app overrides
 def test_worker_carries_out_jobs_rung_before_and_after_it_started_and_releases_its_job_on_sigterm(
     works: Works, tmp_path: Path, redis_server: Redis, pool: str
 ) -> None:

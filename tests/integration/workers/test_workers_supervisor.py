@@ -1,6 +1,7 @@
 """The supervisor with real runs: processes that are killed, stopped, deaf, wrong or full."""
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -128,6 +129,44 @@ def test_deaf_run_is_killed_with_its_children_when_the_grace_is_over(works: Work
     thread.join(20)
     assert time.monotonic() - asked_at >= works.settings.stop_grace_s
     assert not is_alive(pid) and not is_alive(child)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["hung", "frozen"])
+def test_silent_run_is_killed_and_goes_on_from_its_checkpoint(works: Works, frozen: bool) -> None:
+    """The process lives and its lease is renewed: only its silence tells that nothing will come of it."""
+    short = Works(works.settings.database_url, works.settings.home, silence_s=8)
+    job_id = short.submit("hang=1 steps=6")
+    thread = short.begin(job_id)
+    pid = short.run_pid(job_id)
+    if frozen:
+        os.kill(pid, signal.SIGSTOP)
+    thread.join(60)
+    assert not is_alive(pid)
+    lost = short.events(job_id, EventType.ATTEMPT_LOST)[0]
+    assert "said nothing for 8 s" in lost.message
+    assert short.carry_out(job_id).status is Status.SUCCEEDED
+    assert [event.data["first"] for event in short.events(job_id) if "first" in event.data] == [1]
+    short.close()
+
+
+def test_run_without_memory_gets_smaller_micro_batches(works: Works) -> None:
+    job_id = works.submit("starve=1")
+    assert works.carry_out(job_id).status is Status.QUEUED
+    assert works.carry_out(job_id).status is Status.SUCCEEDED
+    assert works.outcomes(job_id) == ["lost", "succeeded"]
+
+
+def test_job_that_needs_more_disk_than_there_is_waits_paused_and_goes_on_when_resumed(works: Works) -> None:
+    spec = factories.spec(data=works.dataset.id)
+    inputs = factories.inputs(dataset_id=works.dataset.id, disk_bytes=10**18)
+    job = works.carry_out(works.jobs.submit(works.project_id, spec, inputs).id)
+    assert job.status is Status.PAUSED and job.status_reason is not None
+    assert job.status_reason.code == "storage_full" and "1,000,000,000,000,000,000" in job.status_reason.message
+    with works.database.write() as session:
+        row = session.get_one(JobRow, job.id)
+        row.inputs = row.inputs | {"disk_bytes": 1000}
+    works.jobs.resume(works.project_id, job.id)
+    assert works.carry_out(job.id).status is Status.SUCCEEDED
 
 
 def test_users_error_fails_at_once_with_what_the_run_said(works: Works) -> None:

@@ -31,11 +31,14 @@ def everything(serving: Serving) -> dict[str, Any]:
     memory, project = serving.memory, serving.project
     job = serving.submit()
     variant = serving.publish(serving.submit(), FILES)
+    evaluation = serving.evaluate(variant)
+    serving.keep_report(job)
     memory.aliases.put(project, "stable", variant.id)
     endpoint = memory.webhooks.create(project, "https://example.org/hook", ["job.succeeded"])
     memory.targets.put(project, CustomTarget(name="kiosk", max_params=1000), "")
     return {
-        "job_id": job.id, "dataset_id": serving.dataset.id, "variant_id": variant.id, "path": "weights.gguf",
+        "job_id": job.id, "evaluation_id": evaluation.id, "form": "json", "dataset_id": serving.dataset.id,
+        "variant_id": variant.id, "path": "weights.gguf",
         "alias": "stable", "endpoint_id": endpoint.id, "delivery_id": memory.webhooks.test(project, endpoint.id).id,
         "name": "kiosk", "upload_id": memory.uploads.create(project, "a.jsonl", "dataset", 5).id, "number": 1,
         "model_id": memory.models.register(project, "m", "hub", "org/name@main", None).id, "project": project,

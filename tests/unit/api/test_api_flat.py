@@ -17,8 +17,17 @@ def test_every_list_finds_its_rows_by_an_index(app: Flask, serving: Serving) -> 
     key = serving.memory.keys.create(serving.project, "all", set(Scope))[1]
     client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
     own = {"job_id": variant.job_id, "endpoint_id": endpoint.id}
-    lists = {"/v1/customization/jobs?status=failed", f"/v1/variants?job_id={variant.job_id}"}
-    lists |= {"/v1/uploads?status=open", f"/v1/uploads?sha256={'0' * 64}", "/v1/audit_events"}
+    lists = {
+        "/v1/customization/jobs?status=failed",
+        "/v1/evaluations?status=failed",
+        f"/v1/variants?job_id={variant.job_id}",
+    }
+    lists |= {
+        f"/v1/variants?job_id={variant.job_id}",
+        "/v1/uploads?status=open",
+        f"/v1/uploads?sha256={'0' * 64}",
+        "/v1/audit_events",
+    }
     with app.test_request_context():
         for rule in app.url_map.iter_rules():
             inputs = getattr(app.view_functions[rule.endpoint], "_spec", {}).get("args") or []

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from jsonschema_rs import Draft202012Validator
 
 from api.access import KeyBody, MemberBody, ProjectBody, QuotaBody, RoleBody, RotateBody
 from api.auth import OPEN_ENDPOINTS, scope_of
@@ -18,7 +19,9 @@ from api.uploads import UploadBody
 from api.variants import AliasBody
 from api.webhooks import EndpointBody, EndpointChange
 from foundry.spec.access import Scope
+from foundry.spec.evaluation import EvaluationSpec
 from foundry.spec.job import JobSpec
+from foundry.spec.measurement import NewMeasurement
 from foundry.spec.record import Record, parse
 
 
@@ -120,9 +123,31 @@ def test_the_page_for_people_names_every_path_and_loads_nothing(anonymous: Flask
     assert "speech-team" in page  # examples of bodies stand there, too
 
 
+def _validator(spec: dict[str, Any], schema: dict[str, Any]) -> Draft202012Validator:
+    """Of one schema, which may refer to the document's components."""
+    return Draft202012Validator({**schema, "components": spec["components"]})
+
+
+def test_every_answer_has_an_example_that_fits_its_schema(spec: dict[str, Any]) -> None:
+    for path, method, operation in _operations(spec):
+        with_body = [
+            (status, media_type, media)
+            for status, response in operation["responses"].items()
+            for media_type, media in response.get("content", {}).items()
+        ]
+        succeeds = [status for status in operation["responses"] if status.startswith("2")]
+        assert succeeds and (with_body or succeeds == ["204"]), (method, path)
+        for status, media_type, media in with_body:
+            assert "example" in media, f"{method} {path} {status} {media_type}: give it one in api/answers.py"
+            found = [error.message for error in _validator(spec, media["schema"]).iter_errors(media["example"])]
+            assert not found, (method, path, status, found)
+            if media_type == "application/problem+json" and status != "default":
+                assert str(media["example"]["status"]) == status
+
+
 BODIES: tuple[type[Record], ...] = (
-    JobSpec, CloneBody, UploadBody, ModelBody, TargetBody, AliasBody, EndpointBody, EndpointChange, ProjectBody,
-    QuotaBody, MemberBody, RoleBody, KeyBody, RotateBody,
+    JobSpec, EvaluationSpec, CloneBody, UploadBody, ModelBody, TargetBody, AliasBody, NewMeasurement, EndpointBody,
+    EndpointChange, ProjectBody, QuotaBody, MemberBody, RoleBody, KeyBody, RotateBody,
 )  # fmt: skip
 
 

@@ -53,7 +53,8 @@ def _known(serving: Serving) -> dict[str, Any]:
     memory, project = serving.memory, serving.project
     variant = serving.publish(serving.submit(), {"a.gguf": b"0123456789"})
     return {
-        "job_id": serving.submit().id, "dataset_id": serving.dataset.id, "variant_id": variant.id, "path": "a.gguf",
+        "job_id": serving.submit().id, "evaluation_id": serving.evaluate(variant).id, "dataset_id": serving.dataset.id,
+        "variant_id": variant.id, "path": "a.gguf", "form": "json",
         "upload_id": memory.uploads.create(project, "a.jsonl", "dataset", 5).id, "number": 1, "name": "hall",
         "model_id": memory.models.register(project, "m", "hub", "org/name@main", None).id, "project": project,
         "endpoint_id": memory.webhooks.create(project, "https://example.org/hook", ["job.succeeded"]).id,

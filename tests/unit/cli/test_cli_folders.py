@@ -55,6 +55,10 @@ def test_verify_takes_an_unsigned_variant_only_when_told(foundry: Command, folde
     assert done.code == 0 and "anyone could have written both" in done.out
 
 
-def test_serve_refuses_a_variant_without_a_gguf_and_says_what_to_ask_for(foundry: Command, folder: Path) -> None:
-    done = foundry("serve", folder)
-    assert done.code == 1 and "nothing to serve" in done.err and "ask the job for one" in done.err
+def test_serve_refuses_what_a_runtime_cannot_open_and_says_what_to_do(foundry: Command, folder: Path) -> None:
+    done = foundry("serve", folder, "--runtime", "llamacpp")
+    assert done.code == 1 and "nothing to serve by llamacpp; it holds safetensors" in done.err
+    assert "ask the job for one" in done.err
+    done = foundry("serve", folder, "--format", "gguf:f16")
+    assert done.code == 1 and "as gguf:f16" in done.err and "give --format safetensors" in done.err
+    assert "--runtime vllm is none of llamacpp, transformers" in foundry("serve", folder, "--runtime", "vllm").err

@@ -9,8 +9,10 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 import structlog
+import typer
 
 from api.app import create_app
+from foundry.cli import app
 from foundry.client.home import Address, Config, config_file, read_config, write_config
 from foundry.store.settings import Settings
 from tests.checkpoints import write_checkpoint
@@ -116,13 +118,47 @@ def test_a_job_is_estimated_submitted_steered_cloned_and_retried(logged_in: Comm
     "command",
     [
         ("datasets", "list"), ("models", "list"), ("variants", "list"), ("aliases", "list"), ("keys", "list"),
-        ("webhooks", "list"), ("jobs",), ("profiles",), ("usage",), ("whoami",),
+        ("webhooks", "list"), ("evaluations", "list"), ("jobs",), ("profiles",), ("usage",), ("whoami",),
     ],
     ids=" ".join,
 )  # fmt: skip
 def test_every_list_is_a_table_for_people_and_json_for_programs(logged_in: Command, command: tuple[str, ...]) -> None:
     assert logged_in(*command).code == 0
     assert json.loads(logged_in(*command, "--json").out) is not None
+
+
+def test_an_evaluation_is_begun_shown_and_deleted_at_the_command_line(logged_in: Command, tmp_path: Path) -> None:
+    model = logged_in("models", "add", tmp_path / "teacher").out.split()[-1]
+    made = json.loads(logged_in("evaluate", model, "--tasks", "gsm8k", "--limit", "5", "--json").out)
+    assert (made["spec"]["tasks"], made["spec"]["limit"]) == (["gsm8k"], 5)
+    assert made["id"] in logged_in("evaluations", "list").out
+    assert "0/1" in logged_in("evaluations", "show", made["id"]).out
+    for verb, status in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
+        assert logged_in("evaluations", verb, made["id"]).out == f"{made['id']} {status}\n"
+    watched = logged_in("watch", made["id"])
+    assert watched.code == 1 and "was cancelled" in watched.err
+    assert json.loads(logged_in("evaluations", "delete", made["id"], "--json").out) == {"deleted": made["id"]}
+    refused = logged_in("evaluate", model, "--format", "gguf:q4_k_m")
+    assert refused.code == 1 and "/format" in refused.err
+    assert "the service's operator decides" in logged_in("evaluate", model, "--allow-code").err.replace("\n", " ")
+    assert logged_in("report", "job_none").code == 1
+
+
+def test_every_command_speaks_json() -> None:
+    """But those that stay at work until they are stopped."""
+    silent = [
+        " ".join(path)
+        for path, command in _commands(typer.main.get_command(app), ())
+        if path not in (("up",), ("serve",)) and not any("--json" in p.opts for p in command.params)
+    ]
+    assert silent == []
+
+
+def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if not hasattr(command, "commands"):
+        yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _commands(inner, (*path, name))
 
 
 def test_keys_and_webhooks_are_made_at_the_command_line(logged_in: Command) -> None:

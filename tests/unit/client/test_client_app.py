@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from httpx2 import WSGITransport
 
+from api.answers import answers
 from api.app import create_app
 from api.state import State
 from foundry.client.client import Foundry
@@ -23,7 +24,9 @@ from foundry.errors import (
     UserError,
 )
 from foundry.spec.lifecycle import JobEvent
+from foundry.spec.report import JobReport
 from foundry.spec.resources import Reason
+from foundry.spec.variant import Artifact, Metrics
 from foundry.store.settings import Settings
 from tests.checkpoints import write_checkpoint
 from tests.unit.client.worker import progress, publish, take
@@ -104,6 +107,52 @@ def test_estimate_says_what_a_job_would_give(foundry: Foundry, spec: dict[str, A
     with pytest.raises(UserError) as refused:
         foundry.estimate({**spec, "targets": [{"name": "kiosk", "max_params": 10}]})
     assert isinstance(refused.value, RequestFailed) and refused.value.problem["smallest_params"] > 10
+
+
+def test_an_evaluation_is_created_followed_and_deleted(foundry: Foundry, memory: State, tmp_path: Path) -> None:
+    model = foundry.models.from_folder(str(write_checkpoint(tmp_path / "small")), "small")
+    made = foundry.evaluations.create(model=model.id, tasks=["gsm8k"], idempotency_key="once")
+    assert foundry.evaluations.create({"model": model.id, "tasks": ["gsm8k"]}, idempotency_key="once") == made
+    assert foundry.evaluations.pause(made.id).status == "paused"
+    assert [one.id for one in foundry.evaluations.list(status="paused")] == [made.id]
+    foundry.evaluations.resume(made.id)
+    result = {"held_out": [{"model": "small", "held_out_loss": 1.5}]}
+    memory.jobs.succeed(take(memory.jobs, made.id), (), result)
+    seen: list[JobEvent] = []
+    done = foundry.evaluations.wait(made.id, progress=seen.append)
+    assert done.result is not None and done.result.held_out[0].held_out_loss == 1.5
+    assert seen == list(foundry.evaluations.events(made.id)) == list(foundry.evaluations.stream(made.id))
+    foundry.evaluations.delete(made.id)
+    with pytest.raises(NotFound):
+        foundry.evaluations.get(made.id)
+    with pytest.raises(UserError, match="did you mean gsm8k"):
+        foundry.evaluations.create(model=model.id, tasks=["gsm8"])
+
+
+def test_an_evaluation_that_was_cancelled_is_no_success(foundry: Foundry, tmp_path: Path) -> None:
+    model = foundry.models.from_folder(str(write_checkpoint(tmp_path / "small")), "small")
+    made = foundry.evaluations.create(model=model.id, suite="quick")
+    assert foundry.evaluations.cancel(made.id).is_terminal
+    with pytest.raises(JobFailed, match=f"evaluation {made.id} was cancelled"):
+        foundry.evaluations.wait(made.id, progress=False)
+
+
+def test_a_report_is_read_as_a_record_and_as_a_page(
+    foundry: Foundry, memory: State, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    job = foundry.jobs.create(spec)
+    with pytest.raises(NotFound, match="no report"):
+        foundry.jobs.report(job.id)
+    report = JobReport.model_validate(answers()["JobReport"])
+    files = []
+    for form, content in (("json", report.model_dump_json()), ("html", "<!doctype html>"), ("md", "# mine")):
+        staged = tmp_path / f"report.{form}"
+        staged.write_text(content)
+        blob = memory.artifacts.put(staged)
+        files.append(Artifact(path=f"report/report.{form}", bytes=blob.bytes, sha256=blob.sha256))
+    memory.jobs.keep_files(take(memory.jobs, job.id), "report", files)
+    assert foundry.jobs.report(job.id) == report
+    assert (foundry.jobs.report_text(job.id), foundry.jobs.report_text(job.id, "md")) == ("<!doctype html>", "# mine")
 
 
 def test_job_is_created_listed_and_steered(foundry: Foundry, spec: dict[str, Any]) -> None:
@@ -209,3 +258,19 @@ def test_wait_raises_the_reason_when_the_job_failed(foundry: Foundry, memory: St
     with pytest.raises(JobFailed, match="the loss is no longer a number") as failed:
         foundry.jobs.wait(job.id, progress=False)
     assert failed.value.reason_code == "diverged"
+
+
+def test_a_measurement_is_kept_at_its_variant_and_judged(
+    foundry: Foundry, memory: State, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    job = foundry.jobs.create(spec)
+    publish(memory.jobs, memory.artifacts, take(memory.jobs, job.id), FILES, tmp_path)
+    (variant,) = foundry.variants.list(job_id=job.id)
+    budget = foundry.variants.manifest(variant.id).budget
+    metrics = Metrics(model=budget.format, file_bytes=250_000, hardware="a phone", runtime="x 1")
+    sent = {"manifest_sha256": variant.manifest_sha256, "context_tokens": budget.context_tokens}
+    kept = foundry.variants.add_measurement(variant.id, metrics, device="mine", **sent)  # type: ignore[arg-type]
+    assert kept.fits_budget is not None and kept.metrics == metrics and kept.device == "mine"
+    assert list(foundry.variants.measurements(variant.id)) == [kept]
+    with pytest.raises(UserError, match="are not the files of"):
+        foundry.variants.add_measurement(variant.id, metrics, manifest_sha256="0" * 64, context_tokens=64)

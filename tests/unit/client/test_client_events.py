@@ -124,7 +124,7 @@ def _run_events() -> list[RunEvent]:
     steps = [
         RunEvent(type=EventType.PROGRESS, message="", data={
             "stage": "distill", "step": step, "steps": 200, "loss": 3.14159, "held_out_loss": 3.5,
-            "tokens_per_s": 12345.6, "left_s": 75,
+            "tokens_per_s": 12345.6, "memory_bytes": 2_140_000_000, "left_s": 75,
         })
         for step in range(1, 201)
     ]  # fmt: skip
@@ -143,7 +143,7 @@ def test_progress_prints_a_line_now_and_then_in_a_pipe() -> None:
             show(one)
     lines = out.getvalue().splitlines()
     assert lines[0] == "distill started" and lines[-2:] == ["[bracketed] warning", "distill completed"]
-    assert "distill 20/200  loss 3.142  held-out 3.500  12,346 tokens/s  1:15 left" in lines
+    assert "distill 20/200  loss 3.142  held-out 3.500  12,346 tokens/s  2.1 GB  1:15 left" in lines
     assert len(lines) < 16 and "\x1b" not in out.getvalue()
 
 
@@ -153,6 +153,17 @@ def test_progress_shows_one_live_bar_for_a_stage_on_a_terminal() -> None:
         for one in _run_events()[:100]:
             view(one)
     assert "distill" in out.getvalue() and "99/200" in out.getvalue() and "\x1b[" in out.getvalue()
+
+
+def test_progress_counts_the_parts_of_a_stage_apart() -> None:
+    out = io.StringIO()
+    with RunProgress(Console(file=out, width=200)) as show:
+        for part in ("calibration", "tablet"):
+            for step in (1, 2):
+                data = {"stage": "prune", "part": part, "step": step, "steps": 2}
+                show(RunEvent(type=EventType.PROGRESS, message="", data=data))
+    said = ["prune calibration 1/2", "prune calibration 2/2", "prune tablet 1/2", "prune tablet 2/2"]
+    assert out.getvalue().splitlines() == said
 
 
 def test_download_progress_names_each_finished_file_in_a_pipe() -> None:

@@ -1,5 +1,6 @@
 """The loop's laws on genuine tiny models: exact resume, exact accumulation, stopping, diverging, too little memory."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -220,15 +221,57 @@ def test_learner_decays_projections_but_not_norms_and_embeddings(context: RunCon
     assert {id(p) for p in kept["params"]} == {id(p) for p in (*norms, *embeddings)}
 
 
-def test_micro_batch_is_one_row_with_checkpointed_activations_when_memory_is_small(
-    monkeypatch: pytest.MonkeyPatch,
+def test_micro_batch_is_as_large_as_the_budget_and_at_most_8192_tokens(context: RunContext) -> None:
+    text, _ = texts()
+    learners = new_learners(context, 32, 48)
+    row_bytes = micro_batch_rows(learners, text, context.device).row_bytes
+    assert micro_batch_rows(learners, text, context.device, budget_bytes=3 * row_bytes).rows == 3
+    assert micro_batch_rows(learners, text, context.device).rows == 8192 // 32
+    assert not any(learner.model.model.layers[0].gradient_checkpointing for learner in learners)
+
+
+def test_micro_batch_is_one_row_with_checkpointed_activations_when_memory_is_small(context: RunContext) -> None:
+    text, _ = texts()
+    (learner,) = new_learners(context, 32)
+    before = micro_batch_rows([learner], text, context.device)
+    fit = micro_batch_rows([learner], text, context.device, budget_bytes=before.row_bytes // 2)
+    assert learner.model.model.layers[0].gradient_checkpointing
+    assert fit.rows >= 1 and fit.row_bytes < before.row_bytes / 4
+
+
+def test_bytes_of_a_row_are_those_that_one_more_row_holds(context: RunContext) -> None:
+    """By hand: about 14 hidden, 6 attention and 5 ffn values of each of a Llama's layers."""
+    text, _ = texts()
+    (learner,) = new_learners(context, 32)
+    tokens, hidden, ffn, attention, layers = text.sequence_tokens, 32, 32, 4 * 8, 2
+    about = 4 * tokens * layers * (14 * hidden + 6 * attention + 5 * ffn)
+    assert 0.5 < micro_batch_rows([learner], text, context.device).row_bytes / about < 1.5
+
+
+def test_limit_of_memory_is_the_smallest_of_the_control_groups(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("0::/jobs.slice/one.service\n")
+    (tmp_path / "jobs.slice" / "one.service").mkdir(parents=True)
+    (tmp_path / "jobs.slice" / "memory.max").write_text("123456\n")
+    (tmp_path / "jobs.slice" / "one.service" / "memory.max").write_text("max\n")
+    assert memory._limits(tmp_path, own)[-1:] == [123456]
+
+
+def test_train_takes_a_cap_and_tells_it_and_gives_the_same_loss(
+    context: RunContext, heard: Heard, tmp_path: Path, teacher_objective: Objective
 ) -> None:
-    model = tiny.new_model()
-    assert micro_batch_rows([model], 64, torch.device("cpu")) == 128
-    assert not model.model.layers[0].gradient_checkpointing
-    monkeypatch.setattr(memory, "_ACTIVATIONS_SHARE", 1e-9)
-    assert micro_batch_rows([model], 64, torch.device("cpu")) == 1
-    assert model.model.layers[0].gradient_checkpointing
+    free, capped = Workspace(tmp_path / "free"), Workspace(tmp_path / "capped")
+    assert not capped.halve_micro_batch()
+    capped.note_micro_batch("distill", 6)
+    assert capped.halve_micro_batch() and capped.micro_batch_cap == 3
+    found = [
+        train(new_learners(context, 32), new_training(teacher_objective, steps=4), workspace, context)["ffn-32"]
+        for workspace in (free, capped)
+    ]
+    assert [e.data["micro_batch_rows"] for e in heard.of(EventType.LOG) if "micro_batch_rows" in e.data] == [8, 3]
+    assert capped.micro_batch_rows("distill") == 3
+    losses = [[row["loss"] for row in history["rows"] if "loss" in row] for history in found]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_train_says_diverged_and_keeps_the_last_good_checkpoint_when_the_loss_is_not_a_number(
@@ -263,6 +306,25 @@ def test_train_halves_the_micro_batch_and_learns_the_same_when_memory_runs_out(
     assert [warning.message for warning in warnings] == ["out of memory; going on with 4 sequences at a time"]
     for name, tensor in weights_of(large[0]).items():
         torch.testing.assert_close(tensor, weights_of(small[0])[name], rtol=1e-2, atol=1e-4)
+
+
+def test_micro_batches_are_smaller_by_the_divisor_also_when_a_checkpoint_says_more(
+    context: RunContext, workspace: Workspace, teacher_objective: Objective
+) -> None:
+    """A run before this one ran out of memory; so often may it be resumed, the batch is not halved again."""
+    rows: list[int] = []
+
+    def noting(batch: Batch, scale: float) -> Lesson:
+        rows.append(len(batch.ids_BS))
+        return teacher_objective(batch, scale)
+
+    train(new_learners(context, 64), new_training(noting, steps=6), workspace, context)
+    whole = max(rows)
+    for _ in range(2):
+        rows.clear()
+        halved = replace(context, micro_batch_divisor=2)
+        train(new_learners(context, 64), new_training(noting, steps=8), workspace, halved)
+        assert rows and max(rows) == whole // 2
 
 
 def test_train_gives_up_with_a_way_out_when_not_even_one_sequence_fits(

@@ -31,8 +31,28 @@ def test_write_tensors_gives_back_what_it_was_given_when_a_tensor_is_a_view(tmp_
     assert torch.equal(load_file(tmp_path / "x.safetensors")["turned"], matrix.T)
 
 
-def test_write_tensors_passes_other_errors_on(tmp_path: Path, small_files: None) -> None:
-    with pytest.raises(SafetensorError, match="File too large"):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool])
+def test_write_tensors_keeps_every_type_and_size(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {
+        name: torch.arange(max(1, size), dtype=torch.float64).to(dtype)[:size] for name, size in (("a", 3), ("b", 0))
+    }
+    tensors |= {"scalar": torch.ones((), dtype=dtype), "odd": torch.ones(7, 1, dtype=dtype)}
+    write_tensors(tensors, tmp_path / "x.safetensors")
+    found = load_file(tmp_path / "x.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert found[name].dtype == dtype
+        assert torch.equal(found[name], value)
+
+
+def test_write_tensors_leaves_nothing_of_a_longer_file_behind(tmp_path: Path) -> None:
+    write_tensors({"long": torch.zeros(1000)}, tmp_path / "x.safetensors")
+    write_tensors({"short": torch.ones(2)}, tmp_path / "x.safetensors")
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["short"], torch.ones(2))
+
+
+def test_write_tensors_passes_on_what_the_system_says(tmp_path: Path, small_files: None) -> None:
+    with pytest.raises(OSError, match="File too large"):
         write_tensors({"large": torch.zeros(100_000)}, tmp_path / "x.safetensors")
 
 

@@ -1,15 +1,22 @@
 """Importance as it is drawn: of every family, and equal to its definition."""
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
 from foundry.engine.context import RunContext
 from foundry.engine.corpus import pack
 from foundry.engine.evaluate.answers import answer, prompts_of
-from foundry.engine.evaluate.importance import importance
+from foundry.engine.evaluate.importance import gathered, importance
+from foundry.engine.models import load_model
+from foundry.intake.checkpoint import open_checkpoint
 from foundry.intake.documents import Document
 from foundry.spec.family import families
 from tests import tiny
+from tests.cutting import IDS, opened, packed
 from tests.families import FAMILY_NAMES, MODELS_WITH_EXPERTS, genuine
 
 TEXT = pack([Document(key=str(n), text=tiny.sentence(n, 30)) for n in range(3)], tiny.new_tokenizer(), 32)
@@ -33,6 +40,20 @@ def test_scores_equal_their_definitions(context: RunContext) -> None:
     assert found["scores"]["layers"][1] == pytest.approx(1 - float(cosine), rel=1e-4)
     assert [len(heads) for heads in found["scores"]["heads"]] == [4, 4, 4]
     assert found["tokens"] == TEXT.ids_NS.numel()
+
+
+def _rounded(scores: dict[str, Any]) -> list[float]:
+    return [round(float(one), 4) for axis in ("layers", "heads", "ffn", "hidden") for one in np.ravel(scores[axis])]
+
+
+def test_what_calibration_gathered_equals_a_pass_over_the_same_text(context: RunContext, tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "teacher", tiny.new_model(layers=3))
+    cutting, checkpoint = opened(folder), open_checkpoint(folder)
+    model = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    measured = importance(model, checkpoint.family, checkpoint.shape, packed(IDS), context)
+    taken = gathered(cutting.statistics, checkpoint.shape)
+    assert taken["tokens"] == measured["tokens"] == IDS.numel()
+    assert _rounded(taken["scores"]) == pytest.approx(_rounded(measured["scores"]), rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)

@@ -8,7 +8,7 @@ import pytest
 
 from foundry.engine.context import RunContext
 from foundry.engine.evaluate.stage import evaluate
-from foundry.engine.workspace import read_json
+from foundry.engine.workspace import read_json, write_json
 from foundry.intake.documents import is_held_out
 from foundry.spec.lifecycle import EventType
 from foundry.spec.variant import Metrics
@@ -32,6 +32,16 @@ def test_evaluate_writes_teacher_and_pruned_when_nothing_else_ran(
         assert teacher.tokens == pruned.tokens
     assert [event.data["target"] for event in heard.of(EventType.METRICS)] == list(FFN)
     assert heard.of(EventType.METRICS)[0].data["metrics"][0]["model"] == "teacher"
+
+
+def test_evaluate_takes_the_importance_that_the_prune_stage_gathered(
+    make_workspace: MakeWorkspace, context: RunContext
+) -> None:
+    spec, workspace = make_workspace()
+    gathered = {"tokens": 7, "scores": {"layers": [0.5]}}
+    write_json(workspace.stage("prune") / "importance.json", gathered)
+    evaluate(spec, workspace, context)
+    assert read_json(workspace.stage("evaluate") / "importance.json") == gathered
 
 
 def test_evaluate_finds_no_distance_when_the_student_is_the_teacher(

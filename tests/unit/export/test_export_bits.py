@@ -12,12 +12,14 @@ def forms(form: str, **limit: int) -> list[str]:
     return list(larger_formats(budget, LLAMA, SHAPE, frozenset()))
 
 
-def test_five_bits_come_before_six_and_only_what_fits_is_tried() -> None:
+def test_a_mix_comes_before_five_bits_and_these_before_six_and_only_what_fits_is_tried() -> None:
     five = Budget(target="t", format="gguf:q5_k_m", context_tokens=64, max_bytes=1).used_bytes(LLAMA, SHAPE)
-    assert forms("gguf:q4_k_m", max_bytes=10 * five) == ["gguf:q5_k_m", "gguf:q6_k"]
-    assert forms("gguf:q4_k_m", max_bytes=five) == ["gguf:q5_k_m"]
-    assert forms("gguf:q4_k_m", max_bytes=five - 1) == []
-    assert forms("gguf:q5_k_m", max_params=10**9) == ["gguf:q6_k"]
+    assert forms("gguf:q4_k_m", max_bytes=10 * five) == ["gguf:mixed", "gguf:q5_k_m", "gguf:q6_k"]
+    assert forms("gguf:q4_k_m", max_bytes=five) == ["gguf:mixed", "gguf:q5_k_m"]
+    assert forms("gguf:q4_k_m", max_bytes=five - 1) == ["gguf:mixed"]
+    four = Budget(target="t", format="gguf:q4_k_m", context_tokens=64, max_bytes=1).used_bytes(LLAMA, SHAPE)
+    assert forms("gguf:q4_k_m", max_bytes=four) == []
+    assert forms("gguf:q5_k_m", max_params=10**9) == ["gguf:mixed", "gguf:q6_k"]
 
 
 def test_other_formats_are_taken_as_they_are() -> None:

@@ -6,6 +6,8 @@ import gguf
 import numpy as np
 import pytest
 from gguf.quants import dequantize
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
@@ -15,7 +17,8 @@ from foundry.engine.models import load_tokenizer
 from foundry.errors import ExportFailed
 from foundry.intake.checkpoint import Checkpoint, open_checkpoint
 from foundry.spec.family import families
-from foundry.spec.formats import FORMATS, gguf_type_of, parse_format, weight_bytes
+from foundry.spec.formats import FORMATS, gguf_type_of, header_bytes, parse_format, weight_bytes
+from tests.checkpoints import LLAMA, write_checkpoint
 from tests.families import FAMILY_NAMES, genuine, save_genuine
 from tests.tiny import new_tokenizer
 from tests.unit.export.conftest import Make
@@ -219,3 +222,29 @@ def test_gguf_leaves_the_old_file_and_nothing_else_when_a_weight_is_not_a_number
         write(checkpoint, old)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["tiny.gguf"]
     assert old.read_bytes() == b"old"
+
+
+@given(
+    hidden=st.sampled_from([32, 40, 96, 256, 288, 320, 512]), ffn=st.sampled_from([24, 64, 256, 352, 768]),
+    heads=st.sampled_from([(4, 2), (6, 3), (8, 8)]), head_dim=st.sampled_from([8, 32, 64]), layers=st.integers(1, 9),
+    tied=st.booleans(), quantisation=st.sampled_from(QUANTISATIONS),
+)  # fmt: skip
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_file_takes_what_the_planner_counts_whatever_the_shape(
+    hidden: int, ffn: int, heads: tuple[int, int], head_dim: int, layers: int, tied: bool, quantisation: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    config = LLAMA | {
+        "hidden_size": hidden, "intermediate_size": ffn, "num_attention_heads": heads[0],
+        "num_key_value_heads": heads[1], "head_dim": head_dim, "num_hidden_layers": layers, "vocab_size": 320,
+        "tie_word_embeddings": tied, "model_type": "mistral", "architectures": ["MistralForCausalLM"],
+    }  # fmt: skip
+    family = families()["mistral"]
+    shape = family.shape_of(config)
+    sizes = {tensor.name: tensor.size for tensor in family.tensors(shape)}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model", config, sizes))
+    path, form = tmp_path / "x.gguf", parse_format(f"gguf:{quantisation}")
+    write_gguf(checkpoint, vocabulary_of(new_tokenizer(), 320), path, quantisation=quantisation, name="x")
+    planned = weight_bytes(family, shape, form)
+    assert sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors) == planned
+    assert planned < path.stat().st_size < planned + header_bytes(shape, form)

@@ -14,13 +14,12 @@ from foundry.engine.export.manifest import (
     check_folder,
     format_bytes,
     gguf_name,
-    over_budget,
     read_manifest,
 )
 from foundry.errors import ArtifactDamaged
 from foundry.spec.job import JobSpec
 from foundry.spec.speed import Speed
-from foundry.spec.target import Budget
+from foundry.spec.target import Budget, over_budget
 from foundry.spec.variant import Lineage, VariantManifest
 from foundry.spec.weights import Shape
 

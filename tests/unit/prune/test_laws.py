@@ -19,7 +19,7 @@ from foundry.intake.checkpoint import Checkpoint, open_checkpoint
 from foundry.spec.stages import Repair
 from foundry.spec.weights import Shape
 from tests.cutting import CONTEXT, IDS, opened
-from tests.tiny import new_model, save
+from tests.tiny import narrow, new_model, save
 
 
 def _student(
@@ -126,15 +126,9 @@ def test_sliced_equals_masked_when_layers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_rotated_cut_loses_nothing_when_the_stream_spans_fewer_dimensions(tmp_path: Path, tied: bool) -> None:
     """A 24-dimensional stream turned at random inside 32 dimensions: only the rotation can find it again."""
-    teacher = new_model(tied=tied)
-    turn = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(3)))[0][:, :24]
-    inside = turn @ turn.T
-    weights = teacher.model
-    weights.embed_tokens.weight.data @= inside
-    for layer in weights.layers:
-        for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            matrix.weight.data = inside @ matrix.weight.data
-        if not tied:
+    teacher = narrow(new_model(tied=tied), 24)
+    if not tied:
+        for layer in teacher.model.layers:
             layer.input_layernorm.weight.data.uniform_(0.5, 1.5)
     student, _ = _student(save(tmp_path / "teacher", teacher), {"hidden": 24}, ("rotate", "rescale"))
     assert student.config.hidden_size == 24 and student.config.tie_word_embeddings is tied

@@ -22,7 +22,7 @@ from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.record import parse
 from foundry.spec.stages import Prune
 from tests.cutting import CONTEXT, IDS, opened, packed
-from tests.tiny import new_model, save, write_texts
+from tests.tiny import narrow, new_model, save, write_texts
 
 BIG = {"name": "big", "max_params": 110_000}
 SMALL = {"name": "small", "max_params": 85_000}
@@ -69,6 +69,14 @@ def test_stage_writes_a_plain_checkpoint_within_each_budget(whole: Workspace) ->
         assert scores == sorted(scores)  # type: ignore[type-var]
 
 
+def test_stage_says_of_which_part_its_progress_is(tmp_path: Path) -> None:
+    _, events = _prune(tmp_path, [BIG, SMALL])
+    progress = [event.data for event in events if event.type is EventType.PROGRESS]
+    parts = ["calibration", "big", "small"]
+    assert [data["part"] for data in progress if data["step"] == data["steps"]] == parts
+    assert progress == sorted(progress, key=lambda data: (parts.index(data["part"]), data["step"]))
+
+
 def test_stage_keeps_the_teacher_and_says_so_when_it_fits(tmp_path: Path) -> None:
     workspace, events = _prune(tmp_path, [{"name": "roomy", "max_params": 10_000_000}])
     assert read_plan(workspace, "roomy").cuts_nothing
@@ -79,7 +87,7 @@ def test_stage_keeps_the_teacher_and_says_so_when_it_fits(tmp_path: Path) -> Non
 INTERRUPTED = {
     "calibration, in the middle of a layer": "calibration/.stream-0002.bin.partial",
     "candidates": "scores.json",
-    "growth, between layers": "growing-big/layers.json",
+    "growth, while the first layer learns": "growing-big/goals.bin",
     "growth, in the middle of the teacher's pass": "growing-small/.teacher-0002.bin.partial",
 }
 """When, and the file under .scratch that is there then and not before."""
@@ -123,6 +131,19 @@ def test_a_student_is_grown_anew_when_its_weights_are_gone(tmp_path: Path) -> No
         errors, kl = cutting.grow(plan, tmp_path / name)
         found.append((errors, kl, (tmp_path / name / "model.safetensors").read_bytes()))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_repair_stays_out_where_the_cut_is_better_without_it(tmp_path: Path, helps: bool) -> None:
+    """Where the stream spans the kept dimensions and no others, the norms' gain is exact; elsewhere it is a guess."""
+    teacher = narrow(new_model(), 24) if helps else new_model()
+    cutting = opened(save(tmp_path / "teacher", teacher), Prune(repair=("rotate", "rescale")))
+    shape = cutting.checkpoint.shape.model_copy(update={"hidden": 24})
+    with_it, without = cutting.score(shape, said=""), cutting.score(shape, said="", repairs=("rotate",))
+    assert (with_it < without) is helps
+    repairs, score = cutting.settle(shape, with_it, "")
+    assert score == min(with_it, without)
+    assert cutting.plan(shape, repairs).repair == (("rotate", "rescale") if helps else ("rotate",))
 
 
 def test_scratch_of_other_text_is_not_read(tmp_path: Path) -> None:

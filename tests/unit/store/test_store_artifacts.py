@@ -1,6 +1,7 @@
 """The contract of `ArtifactStore`. An implementation gives a fixture and passes."""
 
 import hashlib
+import os
 import threading
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -66,11 +67,55 @@ class ArtifactStoreContract(ABC):
             with pytest.raises(NotFound):
                 read(name)
 
+    @pytest.mark.parametrize(("start", "length"), [(0, 7), (3, 10), (6990, 100), (7000, 1), (9000, 5), (0, 0)])
+    def test_read_gives_a_part_and_less_where_the_bytes_end(
+        self, artifacts: ArtifactStore, file: Path, start: int, length: int
+    ) -> None:
+        artifacts.put(file)
+        assert artifacts.read(SHA256, start, length) == CONTENT[start : start + length]
+
+    def test_remove_takes_the_old_and_leaves_what_was_put_again(self, artifacts: ArtifactStore, file: Path) -> None:
+        artifacts.put(file)
+        artifacts.remove(SHA256, older_than_s=60)
+        assert artifacts.exists(SHA256)
+        artifacts.remove(SHA256, older_than_s=-1)
+        artifacts.remove(SHA256, older_than_s=-1)  # gone already: nothing to do
+        assert not artifacts.exists(SHA256)
+        with pytest.raises(NotFound):
+            artifacts.path(SHA256)
+        artifacts.put(file)
+        assert artifacts.path(SHA256).read_bytes() == CONTENT
+
+    def test_digests_lists_what_is_old_enough(self, artifacts: ArtifactStore, file: Path) -> None:
+        assert list(artifacts.digests(older_than_s=-1)) == []
+        artifacts.put(file)
+        assert list(artifacts.digests(older_than_s=-1)) == [SHA256]
+        assert list(artifacts.digests(older_than_s=60)) == []
+
+    def test_sweep_takes_nothing_that_is_kept(self, artifacts: ArtifactStore, file: Path) -> None:
+        artifacts.put(file)
+        artifacts.sweep()
+        assert artifacts.path(SHA256).read_bytes() == CONTENT
+
 
 class TestLocalArtifacts(ArtifactStoreContract):
     @pytest.fixture
     def artifacts(self, tmp_path: Path) -> LocalArtifacts:
         return LocalArtifacts(tmp_path / "artifacts")
+
+    def test_a_folder_has_no_links_to_give(self, artifacts: LocalArtifacts, file: Path) -> None:
+        artifacts.put(file)
+        assert artifacts.link(SHA256, 60) is None
+
+    def test_sweep_removes_what_a_dead_process_was_putting(self, artifacts: LocalArtifacts, tmp_path: Path) -> None:
+        incoming = tmp_path / "artifacts" / "incoming"
+        incoming.mkdir(parents=True)
+        old, new = incoming / ("a" * 32), incoming / ("b" * 32)
+        for half in (old, new):
+            half.write_bytes(b"half")
+        os.utime(old, (0, 0))
+        artifacts.sweep()
+        assert list(incoming.iterdir()) == [new]
 
     def test_nothing_is_left_aside_after_success_or_failure(
         self, artifacts: LocalArtifacts, file: Path, tmp_path: Path

@@ -4,7 +4,7 @@ import pytest
 
 from foundry.spec.lifecycle import EventType, ExitCode, RunEvent
 from foundry.spec.resources import Reason
-from workers.ending import Ending, Fail, Lose, Pause, Publish, Release, ending_of
+from workers.ending import Ending, Fail, Lose, Pause, Publish, Release, Starve, ending_of
 
 SAID = RunEvent(type=EventType.LOG, level="error", message="line 3: not JSON", data={"code": "invalid_data"})
 LINES = ("Traceback", "RuntimeError: on fire")
@@ -17,7 +17,7 @@ LINES = ("Traceback", "RuntimeError: on fire")
         (ExitCode.USER_ERROR, Fail, Fail),
         (ExitCode.STORAGE, Pause, Pause),
         (ExitCode.STOPPED, Lose, Release),
-        (ExitCode.OUT_OF_MEMORY, Lose, Release),
+        (ExitCode.OUT_OF_MEMORY, Starve, Release),
         (ExitCode.CRASHED, Lose, Release),
         (-9, Lose, Release),
         (-15, Lose, Release),
@@ -47,4 +47,10 @@ def test_reason_names_the_signal_when_there_was_no_word_at_all() -> None:
 
 def test_lack_of_memory_has_its_own_code() -> None:
     ending = ending_of(ExitCode.OUT_OF_MEMORY, asked=False, said=None, last_lines=())
-    assert isinstance(ending, Lose) and ending.reason.code == "out_of_memory"
+    assert isinstance(ending, Starve) and ending.reason.code == "out_of_memory"
+
+
+def test_kill_is_want_of_memory_when_the_kernel_counts_one_and_we_did_not_ask() -> None:
+    assert isinstance(ending_of(-9, asked=False, said=None, last_lines=(), starved=True), Starve)
+    assert isinstance(ending_of(-9, asked=True, said=None, last_lines=(), starved=True), Release)
+    assert isinstance(ending_of(-11, asked=False, said=None, last_lines=(), starved=True), Lose)

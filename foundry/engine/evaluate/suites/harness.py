@@ -13,7 +13,7 @@ _BATCH_TOKENS = 16_384
 _MOST_ROWS = 16
 
 
-def _unseen() -> bool:
+def unseen() -> bool:
     """Whether nobody can see a bar move: in a worker it would push out the lines that say why a run has failed."""
     return not sys.stderr.isatty()
 
@@ -28,13 +28,13 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # the harness has no types
         self._run = context
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or _unseen())
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or unseen())
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or _unseen())
+        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or unseen())
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        return super().generate_until(requests, disable_tqdm=disable_tqdm or _unseen())
+        return super().generate_until(requests, disable_tqdm=disable_tqdm or unseen())
 
     def _model_call(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._stop_when_asked()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -45,9 +46,12 @@ class Conditions:
 
 def run_suite(
     suite: Suite, lm: LM, name: str, digest: str, folder: Path, conditions: Conditions, context: RunContext, *,
-    manager: TaskManager | None = None,
+    manager: TaskManager | None = None, hardware: str | None = None,
+    take: Callable[[SuiteResult], None] = lambda _: None,
 ) -> SuiteResult:  # fmt: skip
     """Score `lm` in every task and write each result into `folder`; `manager` knows tasks that no table of ours names.
+
+    `take` is given all that is finished, after every task.
 
     A task whose data is missing, or that is refused or fails, says so in its result and the others run all the same.
     `digest` is of the model: results of another one, or under other conditions, are not taken for this one's. Raises
@@ -55,7 +59,15 @@ def run_suite(
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
-    results = []
+    results: list[TaskResult] = []
+
+    def so_far() -> SuiteResult:
+        return SuiteResult(
+            suite=suite.name, model=name, limit=conditions.limit or suite.limit, seed=conditions.seed,
+            harness=f"lm-eval {version('lm_eval')}", hardware=hardware or hardware_name(context.device),
+            finished_at=datetime.now(UTC), tasks=tuple(results),
+        )  # fmt: skip
+
     for step, task in enumerate(suite.tasks, start=1):
         if context.should_stop():
             raise Stopped
@@ -68,12 +80,9 @@ def run_suite(
             write_json(path, {"key": key, "result": result.model_dump(mode="json")})
             context.report(EventType.LOG, _said(name, result), stage="evaluate", task=task.task)
         results.append(result)
+        take(so_far())
         context.progress(Progress(stage="evaluate", step=step, steps=len(suite.tasks)))
-    return SuiteResult(
-        suite=suite.name, model=name, limit=conditions.limit or suite.limit, seed=conditions.seed,
-        harness=f"lm-eval {version('lm_eval')}", hardware=hardware_name(context.device),
-        finished_at=datetime.now(UTC), tasks=tuple(results),
-    )  # fmt: skip
+    return so_far()
 
 
 def _said(name: str, result: TaskResult) -> str:

@@ -1,0 +1,75 @@
+"""What a variant did on a device, and whether that is within a target's budget."""
+
+from datetime import datetime
+from typing import Annotated, NamedTuple
+
+from pydantic import ConfigDict, Field, field_validator
+
+from foundry.spec.record import Count, Record
+from foundry.spec.resources import Resource
+from foundry.spec.target import Budget, over_budget
+from foundry.spec.variant import Metrics, VariantManifest
+
+
+class NewMeasurement(Record):
+    """What `foundry measure --upload` sends."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    manifest_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Of the manifest.json that was measured: figures of other files are not taken."""
+    metrics: Metrics
+    """`hardware` and `runtime` have to be there."""
+    context_tokens: Count
+    """Of the cache while it was measured."""
+    device: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """What people call the device."""
+    target: Annotated[str, Field(max_length=200)] | None = None
+    """Judge by this target's budget; by default the one that the variant was made for."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _says_where(cls, metrics: Metrics) -> Metrics:
+        missing = [name for name in ("hardware", "runtime") if not getattr(metrics, name)]
+        if missing:
+            raise ValueError(f"{' and '.join(missing)} missing: a figure without its machine says nothing")
+        return metrics
+
+
+class Judged(NamedTuple):
+    """A measurement against a budget."""
+
+    target: str
+    fits_budget: bool | None
+    """None where the figures do not settle it: of another format, or with a shorter context than the target's."""
+    over_budget: tuple[str, ...]
+
+
+class Measurement(Resource):
+    """What a variant did on one machine, as whoever measured it says. The variant's own manifest stays as it is."""
+
+    id: str
+    variant_id: str
+    device: str | None = None
+    target: str
+    """Whose budget it was judged by."""
+    context_tokens: int
+    metrics: Metrics
+    fits_budget: bool | None = None
+    """None where the figures do not settle it: of another format, or with a shorter context than the target's."""
+    over_budget: tuple[str, ...] = ()
+    """Why it does not fit."""
+    created_at: datetime
+
+
+def judge(new: NewMeasurement, manifest: VariantManifest, budget: Budget) -> Judged:
+    """Compare what was measured with a budget."""
+    metrics = new.metrics
+    if metrics.model.removesuffix(" with adapter") != budget.format:
+        return Judged(budget.target, None, ())
+    over = over_budget(
+        budget, parameters=manifest.parameters, shape=manifest.shape, device_file_bytes=metrics.file_bytes,
+        peak_memory_bytes=metrics.peak_memory_bytes, decode_tokens_per_s=metrics.decode_tokens_per_s,
+    )  # fmt: skip
+    settled = bool(over) or new.context_tokens >= budget.context_tokens
+    return Judged(budget.target, not over if settled else None, over)
