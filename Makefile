@@ -31,9 +31,6 @@ demo: setup
 test: setup check
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-chaos: setup
-	@$(BIN)/python -m tests.chaos $(ARGS)
-
 test-browser: setup $(VENV)/.browser
 	@$(BIN)/python -m pytest -o python_files='browse_*.py' tests/browser $(ARGS)
 
@@ -43,6 +40,9 @@ $(VENV)/.browser: $(STAMP)
 	@npm install --silent --no-audit --no-fund --prefix build/browser axe-core@4.14.1 || \
 		echo "There is no npm, so accessibility is not checked. On Debian and Ubuntu: apt-get install npm"
 	@touch $@
+
+test-chaos: setup
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 check: setup
 	@$(BIN)/ruff format --check --quiet . || { echo "Run: $(BIN)/ruff format ."; exit 1; }

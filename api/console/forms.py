@@ -1,6 +1,6 @@
 """A form as the JSON that the API reads: every field keeps its name, so that an error finds its field again."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from flask import request
@@ -40,7 +40,7 @@ def once(*body: str) -> Idempotency | None:
     return idempotency(headers(), *body)
 
 
-def flat(value: Any, prefix: str = "") -> Mapping[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """`{"distill": {"tokens": 5}}` as `{"distill.tokens": 5}`; lists stay whole."""
     if not isinstance(value, dict):
         return {prefix: value}

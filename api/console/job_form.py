@@ -18,7 +18,7 @@ OPTIONAL_STAGES = ("correct", "distill", "lora")
 LIST_FIELDS = frozenset({"targets", "formats", "prune.axes"})
 FIELDS = frozenset(
     {
-        "name", "teacher", "data", "seed", "prune.axes", "prune.candidates", "prune.calibration_tokens",
+        "name", "teacher", "data", "seed", "priority", "prune.axes", "prune.candidates", "prune.calibration_tokens",
         "correct.method", "correct.tokens", "distill.tokens", "distill.learning_rate", "distill.loss",
         "distill.optimizer", "distill.patience_looks", "distill.time_budget_s", "lora.tokens", "lora.rank",
         "evaluate.suite", "evaluate.tokens", "targets", "formats",
@@ -100,7 +100,7 @@ def _defaults(spec: JobSpec) -> Mapping[str, Any]:
     """What an empty field stands for, of every stage that the spec has."""
     stages = {name: type(stage)() for name in STAGES if (stage := getattr(spec, name)) is not None}
     fields = flat({name: stage.model_dump(mode="json") for name, stage in stages.items()})
-    return {**fields, "seed": 0, "name": ""}
+    return {name: field.default for name, field in JobSpec.model_fields.items() if not field.is_required()} | fields
 
 
 def _set_fields(target: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import func, select
 
-from foundry.spec.lifecycle import Status
+from foundry.spec.lifecycle import Status, WorkKind
 from foundry.store.database import Database
 from foundry.store.tables import JobRow
 
@@ -19,7 +19,8 @@ class Overview:
 
     def counts(self, project_id: str) -> Mapping[Status, int]:
         """Unfinished jobs by status; ended ones can be very many and are not counted."""
-        query = select(JobRow.status, func.count()).where(JobRow.project_id == project_id, JobRow.status.in_(_ACTIVE))
+        of_project = (JobRow.project_id == project_id, JobRow.kind == WorkKind.JOB.value)
+        query = select(JobRow.status, func.count()).where(*of_project, JobRow.status.in_(_ACTIVE))
         with self._database.read() as session:
             return {Status(name): count for name, count in session.execute(query.group_by(JobRow.status))}
 
