@@ -1,4 +1,5 @@
 # setup: the environment · demo: the main job, start to finish · test: everything CI runs · check: style and types
+# test-chaos: parts of an installation killed at random moments (hours; ARGS make it shorter)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
