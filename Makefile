@@ -1,5 +1,6 @@
 # setup: the environment · demo: the main job, start to finish · test: everything CI runs · check: style and types
 # test-browser: the console in a headless Chromium (on Debian: apt-get install chromium npm); pictures in build/screenshots
+# test-chaos: parts of an installation killed at random moments (hours; ARGS make it shorter)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
