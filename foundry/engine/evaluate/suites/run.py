@@ -28,7 +28,10 @@ from foundry.spec.suite import Suite, SuiteResult, SuiteTask, TaskResult
 
 _RESAMPLES = 1000
 """Of the harness's bootstrap, for the figures that are no means."""
-_FORBIDDEN = "it runs code that the model writes, and the operator has not allowed that (--allow-code; FOUNDRY_ALLOW_CODE=1 where workers run)"
+_FORBIDDEN = (
+    "it runs code that the model writes, and the operator has not allowed that (--allow-code; FOUNDRY_ALLOW_CODE=1 "
+    "where workers run)"
+)
 _UNCONFINED = "it runs code that the model writes, and this system gives no process a network of its own to run it in"
 
 
