@@ -131,7 +131,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Together]:
         for member in members:
             member.start()
         for member in members:
-            member.join(120)
+            member.join(300)
             assert member.exitcode == 0
         one, other = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))
         assert (one is None) == (other is None)
@@ -190,7 +190,7 @@ def test_two_processes_go_on_from_the_checkpoint_of_one(together: Together, tmp_
 def test_distill_stops_with_two_processes_and_goes_on_with_one(
     make_workspace: MakeWorkspace, context: RunContext, heard: Heard
 ) -> None:
-    """The whole way: torchrun, a saved signal, events, the stop through standard input, a checkpoint in shards, plain models."""
+    """The whole way: torchrun, a saved signal, events, the stop, a checkpoint in shards, plain models."""
     asked = {"tokens": 4096, "batch_tokens": 512, "learning_rate": 3e-3, "signal": {"kind": "top_k", "k": 32}}
     spec, alone = make_workspace("alone", distill=asked)
     distill(spec, alone, context)
