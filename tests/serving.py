@@ -79,14 +79,15 @@ class Serving:
         """Finish a queued job with one variant that has these files and a manifest."""
         claim = self.memory.jobs.claim("tester", job.id)
         assert claim is not None
-        artifacts = tuple(self._keep(name, content) for name, content in files.items())
+        artifacts = tuple(self.keep(name, content) for name, content in files.items())
         manifest = _manifest(job, artifacts)
-        shipped = self._keep("manifest.json", manifest.model_dump_json().encode())
+        shipped = self.keep("manifest.json", manifest.model_dump_json().encode())
         new = NewVariant(manifest=manifest, manifest_sha256=shipped.sha256, files=(*artifacts, shipped))
         self.memory.jobs.succeed(claim, [new])
         return self.memory.variants.list(self.project, job.id).data[0]
 
-    def _keep(self, name: str, content: bytes) -> Artifact:
+    def keep(self, name: str, content: bytes) -> Artifact:
+        """Put bytes into the artifact store."""
         path = self.folder / "kept"
         path.write_bytes(content)
         self.memory.artifacts.put(path)
