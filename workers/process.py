@@ -114,7 +114,8 @@ class RunProcess:
     def _noting(self, hear: Callable[[bytes], None]) -> Callable[[bytes], None]:
         def note(line: bytes) -> None:
             self._heard_at = time.monotonic()
-            hear(line)
+            if not line.isspace():  # an empty one says that the run is alive, and no more
+                hear(line)
 
         return note
 

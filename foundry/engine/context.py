@@ -17,6 +17,8 @@ class RunContext:
 
     emit: Callable[[RunEvent], None]
     should_stop: Callable[[], bool] = field(default=lambda: False)
+    alive: Callable[[], None] = field(default=lambda: None)
+    """Tells the supervisor that work goes on: it takes a run that is silent for long for hung."""
     device: torch.device
     dtype: torch.dtype
     """Of matrix products: bfloat16 where the hardware is fast at it, else float32. Master weights stay float32."""
@@ -29,6 +31,12 @@ class RunContext:
     """The operator's local copies of benchmarks; None leaves them to the hub."""
     may_run_code: bool = False
     """Whether the operator lets benchmarks run code that a model wrote."""
+
+    def heed(self) -> None:
+        """For every turn of a long loop: say that work goes on, and raise `Stopped` when asked to stop."""
+        self.alive()
+        if self.should_stop():
+            raise Stopped
 
     def report(self, type: EventType, message: str, *, level: Level = "info", **data: Any) -> None:
         """Tell the supervisor one thing."""

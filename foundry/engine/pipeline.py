@@ -58,8 +58,7 @@ def _carry_out(spec: JobSpec, workspace: Workspace, context: RunContext) -> None
     for stage in STAGES:
         if getattr(spec, stage) is None or workspace.is_done(stage):
             continue
-        if context.should_stop():
-            raise Stopped
+        context.heed()
         context.report(EventType.STAGE_STARTED, f"{stage} started", stage=stage)
         _STAGE[stage](spec, workspace, context)
         context.report(EventType.STAGE_COMPLETED, f"{stage} completed", stage=stage, **workspace.result(stage))

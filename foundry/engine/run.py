@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -35,11 +36,36 @@ from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, ExitCode, RunEvent
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_BREATH_S = 60.0
+
+
+class Voice:
+    """The pipe to the supervisor: an event is a line; an empty line says that work goes on."""
+
+    def __init__(self, lines: IO[str], asked: threading.Event) -> None:
+        """`asked` is set when nobody listens any more."""
+        self._lines, self._asked = lines, asked
+        self._said_at = time.monotonic()
+
+    def emit(self, event: RunEvent) -> None:
+        """Say one event."""
+        self._say(event.model_dump_json())
+
+    def breathe(self, every_s: float = _BREATH_S) -> None:
+        """Say that work goes on, where nothing was said for so long. Cheap."""
+        if time.monotonic() - self._said_at >= every_s:
+            self._say("")
+
+    def _say(self, line: str) -> None:
+        self._said_at = time.monotonic()
+        try:
+            print(line, file=self._lines, flush=True)
+        except BrokenPipeError:
+            self._asked.set()
 
 
 def main(root: Path, work: Callable[[JobSpec, Workspace, RunContext], None] = pipeline.run) -> int:
     """Run the workspace to its end; return the exit status."""
-    lines = _take_stdout()
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which then sends SIGTERM
@@ -47,19 +73,15 @@ def main(root: Path, work: Callable[[JobSpec, Workspace, RunContext], None] = pi
     threading.Thread(target=_stop_with_parent, args=(asked,), daemon=True).start()
     disable_progress_bar()  # it would fill the last lines of standard error, which say why a run has failed
 
-    def emit(event: RunEvent) -> None:
-        try:
-            print(event.model_dump_json(), file=lines, flush=True)
-        except BrokenPipeError:
-            asked.set()
-
+    voice = Voice(_take_stdout(), asked)
     device = choose_device()
     workspace = Workspace(root)
     try:
         alone = is_evaluation(root)
         context = RunContext(
-            emit=emit,
+            emit=voice.emit,
             should_stop=asked.is_set,
+            alive=voice.breathe,
             device=device,
             dtype=choose_dtype(device),
             seed=0 if alone else workspace.spec.seed,
@@ -75,7 +97,7 @@ def main(root: Path, work: Callable[[JobSpec, Workspace, RunContext], None] = pi
         return ExitCode.STOPPED
     except BaseException as error:
         traceback.print_exc()
-        emit(_last_words(error))
+        voice.emit(_last_words(error))
         return _exit_code(error)
     return ExitCode.DONE
 

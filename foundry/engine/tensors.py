@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from foundry.engine.context import RunContext, Stopped
+from foundry.engine.context import RunContext
 from foundry.errors import DamagedCheckpoint, StorageFull
 from foundry.intake.checkpoint import Checkpoint
 
@@ -91,8 +91,7 @@ def check_finite(checkpoint: Checkpoint, context: RunContext) -> None:
     """Read every weight once, before any long work; raise `DamagedCheckpoint` for one that is not a number."""
     read = Reader(checkpoint, context.device)
     for name in checkpoint.tensors:
-        if context.should_stop():
-            raise Stopped
+        context.heed()
         if not all(bool(torch.isfinite(piece).all()) for _, piece in read.pieces(name)):
             raise DamagedCheckpoint(
                 f"tensor {name!r} holds numbers that are infinite or not numbers; copy or train the checkpoint again",

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from foundry.engine.context import RunContext, Stopped
+from foundry.engine.context import RunContext
 from foundry.engine.corpus import Corpus
 from foundry.engine.distill.schedule import LONGEST_SEQUENCE
 from foundry.engine.evaluate.answers import Prompt, continued, prompts_of
@@ -104,8 +104,7 @@ def _write(
         group = groups[number % len(groups)]
         path = _finished(workspace).with_name(f"batch-{number:06d}.json")
         if not path.exists():
-            if context.should_stop():
-                raise Stopped
+            context.heed()
             path.parent.mkdir(exist_ok=True)
             write_json(path, _batch(teacher, tokenizer, group, limit, config, seed * 1_000_003 + number))
         batch = read_json(path)

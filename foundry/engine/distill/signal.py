@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foundry.engine.context import RunContext, Stopped
+from foundry.engine.context import RunContext
 from foundry.engine.distill.losses import TopK
 from foundry.engine.distill.parallel import ALONE, Ranks
 from foundry.engine.models import trunk_and_head
@@ -116,8 +116,7 @@ class SavedSignal:
         chunks: list[tuple[Tensor, Tensor, Tensor]] = []
         with inner_dtype(context.dtype, context.device):
             for start in range(first, last, rows):
-                if context.should_stop():
-                    raise Stopped
+                context.heed()
                 batch = self._text.batch(slice(start, min(last, start + rows)), context.device)
                 hidden_BSG = trunk_hidden(trunk, batch.model_inputs(), context.dtype, context.device)
                 hidden_TG = operand(hidden_BSG[batch.targets_BS], context.dtype)

@@ -13,7 +13,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from foundry.engine.context import RunContext, Stopped
+from foundry.engine.context import RunContext
 from foundry.intake.documents import Document
 
 MOST_QUESTIONS = 128
@@ -108,8 +108,7 @@ def answer(
     found: dict[int, str] = {}
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].ids_S))
     for start in range(0, len(order), _BATCH):
-        if context.should_stop():
-            raise Stopped
+        context.heed()
         places = order[start : start + _BATCH]
         longest = max(len(prompts[place].ids_S) for place in places)
         room = min(ANSWER_TOKENS, context_tokens - longest)

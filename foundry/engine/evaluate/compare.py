@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foundry.engine.context import RunContext, Stopped
+from foundry.engine.context import RunContext
 from foundry.engine.models import trunk_and_head
 from foundry.engine.packed import Packed
 from foundry.engine.products import chunk_tokens, inner_dtype, logits_of, operand, softmax, trunk_hidden
@@ -68,8 +68,7 @@ def compare(
     rows = batch_rows or max(1, _BATCH_TOKENS // packed.sequence_tokens)
     with inner_dtype(context.dtype, context.device):
         for batch in packed.batches(rows, context.device):
-            if context.should_stop():
-                raise Stopped
+            context.heed()
             labels_T = batch.labels_BS[batch.targets_BS]
             outputs = [
                 _outputs(model, batch.model_inputs(), batch.targets_BS, context)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foundry.engine.context import RunContext, Stopped
+from foundry.engine.context import RunContext
 from foundry.engine.models import trunk_and_head
 from foundry.engine.packed import Packed
 from foundry.engine.prune.statistics import Statistics
@@ -51,8 +51,7 @@ def importance(
     trunk = trunk_and_head(model).trunk
     with listening.to(model):
         for start in range(rows):
-            if context.should_stop():
-                raise Stopped
+            context.heed()
             batch = packed.batch(slice(start, start + 1), context.device)
             trunk(**batch.model_inputs())
             listening.tokens += batch.ids_BS.numel()

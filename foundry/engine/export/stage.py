@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from foundry.engine.context import RunContext, Stopped
+from foundry.engine.context import RunContext
 from foundry.engine.corpus import Corpus
 from foundry.engine.export.build import Build
 from foundry.engine.export.library import shared_library
@@ -104,5 +104,4 @@ class _Steps:
         self.done += 1
         self._context.report(EventType.LOG, message, level="debug", stage="export")
         self._context.progress(Progress(stage="export", step=min(self.done, self._steps), steps=self._steps))
-        if self._context.should_stop():
-            raise Stopped
+        self._context.heed()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foundry.engine.context import RunContext, Stopped
+from foundry.engine.context import RunContext
 from foundry.engine.prune.layers import StreamedModel
 from foundry.engine.prune.statistics import LayerStatistics, Statistics, Stored, Stream, places_of
 from foundry.engine.prune.streams import StreamFile, new_stream
@@ -97,8 +97,7 @@ class Calibration:
 
     def _advance(self, layer: int, rows: slice, before: StreamFile, after: StreamFile) -> None:
         for some in self.texts.batches(rows):
-            if self._context.should_stop():
-                raise Stopped
+            self._context.heed()
             stream_BSH = before[some].to(self._context.device)
             after[some] = self.teacher.run(layer, self._inputs(some), stream_BSH)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foundry.engine.context import RunContext, Stopped
+from foundry.engine.context import RunContext
 from foundry.engine.prune.calibrate import Calibration
 from foundry.engine.prune.choose import choose_shape
 from foundry.engine.prune.depth import choose_layers, losses_with
@@ -102,8 +102,7 @@ class Cutting:
         """
 
         def measure() -> float:
-            if self.context.should_stop():
-                raise Stopped
+            self.context.heed()
             folder = self._scratch / "candidate"
             shutil.rmtree(folder, ignore_errors=True)
             plan = self.plan(shape, repairs)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from foundry.engine.context import RunContext, Stopped
+from foundry.engine.context import RunContext
 from foundry.engine.evaluate.compare import Outputs, figures_of
 from foundry.engine.products import inner_dtype, operand
 from foundry.engine.prune.layers import StreamedModel
@@ -45,8 +45,7 @@ def losses_with(teacher: StreamedModel, texts: Texts, sets: Sequence[Layers], co
         first = [begin(texts.inputs(rows, context.device)) for rows in batches]
     streams: dict[Layers, list[Tensor]] = {(): first}
     for layer in range(teacher.shape.layers):
-        if context.should_stop():
-            raise Stopped
+        context.heed()
         # The layers that each set has kept up to here name its stream.
         moved: dict[Layers, list[Tensor]] = {}
         with teacher.layer(layer):

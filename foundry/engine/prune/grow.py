@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foundry.engine.context import RunContext, Stopped
+from foundry.engine.context import RunContext
 from foundry.engine.distill.divergences import forward_kl
 from foundry.engine.distill.losses import Head, Whole, match
 from foundry.engine.evaluate.compare import Outputs, figures_of
@@ -121,8 +121,7 @@ class Growth:
         before = self._stream(layer)
 
         def output(number: int) -> Tensor:
-            if self._context.should_stop():
-                raise Stopped
+            self._context.heed()
             stream_BSD = before[self._place(number)].to(self._context.device)
             with self._autocast():
                 return self._student.run(layer, self._inputs(number), stream_BSD)
@@ -250,8 +249,7 @@ class TeacherStreams:
             below = self._open(number)
             with self._teacher.layer(number), self._new(number + 1) as above:
                 for rows in self._texts.batches(self._texts.calibration):
-                    if self._context.should_stop():
-                        raise Stopped
+                    self._context.heed()
                     inputs = self._texts.inputs(rows, self._context.device)
                     above[rows] = self._teacher.run(number, inputs, below[rows].to(self._context.device))
             self._file(number).unlink()

@@ -19,7 +19,7 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
-from foundry.engine.context import RunContext, Stopped
+from foundry.engine.context import RunContext
 from foundry.engine.evaluate.suites.harness import unseen
 from foundry.engine.export.llamacpp import Llama, LlamaError
 from foundry.errors import DamagedCheckpoint
@@ -98,8 +98,7 @@ class GgufModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
 
     def _feed(self, tokens_T: list[int], wanted: int) -> Any:
         """The logits at the last `wanted` positions; tokens that were fed before at the same places stay."""
-        if self._run.should_stop():
-            raise Stopped
+        self._run.heed()
         head = len(tokens_T) - wanted
         shared = 0
         while shared < min(head, len(self._fed_T)) and self._fed_T[shared] == tokens_T[shared]:

@@ -7,7 +7,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from foundry.engine.context import RunContext, Stopped
+from foundry.engine.context import RunContext
 
 _BATCH_TOKENS = 16_384
 _MOST_ROWS = 16
@@ -47,5 +47,4 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # the harness has no types
         return made
 
     def _stop_when_asked(self) -> None:
-        if self._run.should_stop():
-            raise Stopped
+        self._run.heed()

@@ -72,8 +72,7 @@ def run_suite(
         )  # fmt: skip
 
     for step, task in enumerate(suite.tasks, start=1):
-        if context.should_stop():
-            raise Stopped
+        context.heed()
         runner = _Runner(lm, suite, conditions, manager)
         path = folder / f"{task.task}.json"
         key = _key(task, suite, conditions, digest)
