@@ -1,5 +1,6 @@
 # setup: the environment · demo: the main job, start to finish · test: everything CI runs · check: style and types
 # test-browser: the console in a headless Chromium (on Debian: apt-get install chromium npm); pictures in build/screenshots
+# test-chaos: parts of an installation killed at random moments (hours; ARGS make it shorter)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,8 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test test-browser test-chaos check bench bench-prune bench-streaming bench-distill bench-tokens bench-quantise bench-api clean
+.PHONY: setup demo test test-chaos test-browser check clean
+.PHONY: bench bench-prune bench-streaming bench-distill bench-tokens bench-quantise bench-api
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)

@@ -176,6 +176,9 @@ def _of_library() -> list[BaseModel]:
             id=_MODEL, name="my teacher", kind="hub", source="org/name@0123456789abcdef0123456789abcdef01234567",
             created_at=_AT,
         ),
+        library.ModelFamily(
+            name="llama", model_types=("llama",), gguf_architecture="llama", has_experts=False
+        ),
         resources.Target(
             name="kiosk", description="the kiosk in the hall", custom=True, max_bytes=300_000_000, context_tokens=2048
         ),

@@ -9,13 +9,14 @@ from pydantic import Field, StringConstraints
 from api.admission import open_teacher, require_hub
 from api.auth import needs, project_id
 from api.idempotency import CreateHeaders, idempotency
-from api.pages import PageQuery
+from api.pages import PageQuery, page_of
 from api.records import Body
 from api.state import state
 from foundry.errors import InvalidData, UploadConflict
 from foundry.intake.checkpoint import check_tokenizer, open_checkpoint
 from foundry.spec.access import Scope
-from foundry.spec.library import Model, Upload
+from foundry.spec.family import families
+from foundry.spec.library import Model, ModelFamily, Upload
 from foundry.spec.resources import Page
 from foundry.store.ids import new_id
 from foundry.store.records import Idempotency
@@ -119,6 +120,22 @@ def _uploaded(name: str, upload_id: str) -> Upload:
 def list_models(query_data: PageQuery) -> Page[Model]:
     """The project's models, newest first."""
     return state().models.list(project_id(), query_data.limit, query_data.after)
+
+
+@models.get("/families")
+@needs(Scope.MODELS_READ)
+@models.input(PageQuery, location="query")
+@models.output(Page[ModelFamily])
+def list_families(query_data: PageQuery) -> Page[ModelFamily]:
+    """The families that a teacher may be of, by name."""
+    known = [
+        ModelFamily(
+            name=family.name, model_types=family.model_types, gguf_architecture=family.gguf_architecture,
+            has_experts=family.find("router") is not None,
+        )
+        for _, family in sorted(families().items())
+    ]  # fmt: skip
+    return page_of(known, query_data, lambda family: family.name)
 
 
 @models.get("/models/<model_id>")

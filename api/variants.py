@@ -86,8 +86,10 @@ def get_lineage(variant_id: str) -> VariantLineage:
 @needs(Scope.VARIANTS_READ)
 @variants.doc(responses=FILE)
 def get_file(variant_id: str, path: str) -> Response:
-    """One file, or a part of it by Range; the entity tag is its SHA-256. Where the service's artifacts lie in a bucket,
-    the answer may be 307 with a link into it that is good for ten minutes."""
+    """One file, or a part of it by Range; the entity tag is its SHA-256.
+
+    Where the service keeps its artifacts in a bucket, the answer may be 307 with a link into it, good for ten minutes.
+    """
     memory = state()
     if memory.settings.downloads == "presigned":
         artifact = memory.variants.artifact(project_id(), variant_id, path)

@@ -83,9 +83,9 @@ class Serving:
         """Finish a queued job with one variant that has these files, of these formats, and a manifest."""
         claim = self.memory.jobs.claim("tester", job.id)
         assert claim is not None
-        artifacts = tuple(self._keep(name, content, forms.get(name)) for name, content in files.items())
+        artifacts = tuple(self.keep(name, content, forms.get(name)) for name, content in files.items())
         manifest = _manifest(job, artifacts)
-        shipped = self._keep("manifest.json", manifest.model_dump_json().encode())
+        shipped = self.keep("manifest.json", manifest.model_dump_json().encode())
         new = NewVariant(manifest=manifest, manifest_sha256=shipped.sha256, files=(*artifacts, shipped))
         self.memory.jobs.succeed(claim, [new])
         return self.memory.variants.list(self.project, job.id).data[0]
@@ -94,7 +94,7 @@ class Serving:
         """A report of a queued job, the same in every form."""
         claim = self.memory.jobs.claim("tester", job.id)
         assert claim is not None
-        self.memory.jobs.keep_files(claim, "report", [self._keep(path, content) for path in REPORTS.values()])
+        self.memory.jobs.keep_files(claim, "report", [self.keep(path, content) for path in REPORTS.values()])
         self.memory.jobs.release(claim, "reported enough")
 
     def evaluate(self, variant: Variant, **changes: Any) -> Evaluation:
@@ -103,7 +103,8 @@ class Serving:
         inputs = EvaluationInputs(model=ModelPlace(id=variant.id, name=variant.id, files=variant.files))
         return self.memory.evaluations.submit(self.project, spec, inputs)
 
-    def _keep(self, name: str, content: bytes, form: str | None = None) -> Artifact:
+    def keep(self, name: str, content: bytes, form: str | None = None) -> Artifact:
+        """Put bytes into the artifact store."""
         path = self.folder / "kept"
         path.write_bytes(content)
         self.memory.artifacts.put(path)

@@ -9,7 +9,7 @@ from foundry.client.flow import Flow, Items, Resource, T, listing, verb
 from foundry.client.pages import every
 from foundry.client.uploads import Report, send
 from foundry.errors import TeacherNotFound
-from foundry.spec.library import Model
+from foundry.spec.library import Model, ModelFamily
 
 _PATH = "/v1/models"
 _WANTED = re.compile(
@@ -61,6 +61,11 @@ class Models(Resource[T]):
     def list(self, *, limit: int | None = None) -> Items[Model]:
         """Every model, newest first."""
         return every(self._transport, _PATH, Model, limit=limit)
+
+    @listing
+    def families(self, *, limit: int | None = None) -> Items[ModelFamily]:
+        """The families that a teacher may be of, by name."""
+        return every(self._transport, "/v1/families", ModelFamily, limit=limit)
 
     @verb
     def delete(self, model_id: str) -> Flow[None]:

@@ -117,7 +117,9 @@ class Gate:
                 f"the prompt of {prompt:,} tokens exceeds the available context size ({self._context_tokens:,} tokens)",
             )
         self._prompt.inc(prompt)
-        asked.pop("stream_options", None)  # the last piece of a stream has the usage without being asked
+        for key in ("stream_options", "generation_config"):
+            # A stream ends with its usage without being asked; the other is not of OpenAI and could set anything.
+            asked.pop(key, None)
         return asked | {"model": self._name, limit: min(room, wanted or room)}
 
 

@@ -61,6 +61,11 @@ class TransformersServer:
         """Whether a request is in work."""
         return self._gate.in_work > 0
 
+    def close(self) -> None:
+        """Remove the folder of links."""
+        os.chdir("/")
+        self._scratch.cleanup()
+
 
 def _lay_out(model: Path, folder: Path, adapter: Path | None) -> None:
     """The model's files under its name; beside them its adapter, which transformers then loads with it."""

@@ -40,6 +40,9 @@ class LlamaServer:
         lines = str(self._server.handle_metrics()).splitlines()
         return any(line.startswith(_REQUESTS_IN_WORK) and not line.endswith(" 0") for line in lines)
 
+    def close(self) -> None:
+        """Nothing lies on the disk."""
+
     def _refuse_long_context(self, options: Options) -> None:
         """llama.cpp takes any length; beyond what the model was made for it talks nonsense without a word."""
         headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}

@@ -22,6 +22,9 @@ class Server(Protocol):
 
     def busy(self) -> bool: ...
 
+    def close(self) -> None:
+        """Leave nothing behind on the disk; the process ends right after."""
+
 
 def start(offer: Offer, options: Options) -> Server:
     """Load the model and listen. Raises `MissingExtra` and `ServeFailed`."""
@@ -59,6 +62,7 @@ def serve(offer: Offer, options: Options, *, drain_s: float, ready: Callable[[],
         deadline = time.monotonic() + drain_s
         while server.busy() and time.monotonic() < deadline and not stop.wait(_LOOK_S):
             pass
+        server.close()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -75,7 +75,9 @@ class EvaluationSpec(Record):
         if (found := with_tasks(find_suite(_QUICK), self.tasks)) is not None:
             return found
         known = list(dict.fromkeys(task.task for suite in suites().values() for task in suite.tasks))
-        unknown = next((task for task in self.tasks if task not in known), self.tasks[0])
+        unknown = next((task for task in self.tasks if task not in known), None)
+        if unknown is None:
+            raise UnknownTask(f"no one suite has all of {', '.join(self.tasks)}; ask for them apart", pointer="/tasks")
         raise UnknownTask(f"no suite has the task {unknown!r}; {nearest(unknown, known)}", pointer="/tasks")
 
 

@@ -94,6 +94,18 @@ class Model(Resource):
     created_at: datetime
 
 
+class ModelFamily(Resource):
+    """Models that share weight names; a teacher must be of one of these."""
+
+    name: str
+    model_types: tuple[str, ...]
+    """What `model_type` of a teacher's config.json may be."""
+    gguf_architecture: str
+    """As llama.cpp calls it."""
+    has_experts: bool
+    """Whether `experts` is among the axes that can be cut."""
+
+
 class Alias(Resource):
     """A name that points to a variant and can be moved to another: what a device fetches stays one address."""
 

@@ -1,15 +1,21 @@
 """What comes out: a plan, metrics, files, and the manifest that binds them."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from foundry.spec.job import JobSpec
 from foundry.spec.record import Record
 from foundry.spec.stages import Repair
 from foundry.spec.target import Budget
 from foundry.spec.weights import Shape
+
+Bounds = Annotated[
+    tuple[float, float],
+    WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}),
+]
+"""Where an interval begins and ends. The schema says a list of two: not every reader of OpenAPI knows `prefixItems`."""
 
 
 class Candidate(Record):
@@ -79,7 +85,7 @@ class Metrics(Record):
     """Held-out tokens that were scored."""
     documents: int | None = None
     """Held-out documents that they came from."""
-    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    intervals: dict[str, Bounds] = Field(default_factory=dict)
     """95 % intervals by the name of the figure above: bootstrap over documents, one set of resamples for all models of
     a job. A figure of too few documents has none."""
     prompt_tokens_per_s: float | None = None

@@ -17,6 +17,8 @@ from foundry.spec.lifecycle import EventType, RunEvent
 
 _LISTEN_S = 0.2
 _CRASHED = "crashed"
+_ALLOCATORS = ("OutOfMemoryError", "MemoryError")
+"""What an allocator raises where the loop does not catch it: while a model is loaded, or at a look."""
 
 
 def launch(workspace: Workspace, context: RunContext) -> None:
@@ -92,7 +94,10 @@ def _heard(processes: "subprocess.Popen[bytes]") -> Iterator[RunEvent | None]:
 
 def error_of(failures: Sequence[RunEvent]) -> FoundryError:
     """The cause: when one process ends, the others break off with errors of the network."""
-    event = next((event for event in failures if event.data["code"] != _CRASHED), failures[0])
+    causes = (event for event in failures if event.data["code"] != _CRASHED or event.message.startswith(_ALLOCATORS))
+    event = next(causes, failures[0])
+    if event.message.startswith(_ALLOCATORS):
+        return OutOfMemory(event.message)
     code, pointer = event.data["code"], str(event.data.get("pointer", ""))
     if code == InvalidSpec.code:
         pointer, _, detail = event.message.partition(": ")

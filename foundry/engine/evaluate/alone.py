@@ -87,10 +87,8 @@ def _benchmarks(folder: Path, request: Request, before: EvaluationResult, contex
 
     suite = request.spec.chosen_suite()
     assert suite is not None
-    found = before
 
     def take(so_far: SuiteResult) -> None:
-        nonlocal found
         found = before.model_copy(update={"benchmarks": so_far})
         newest = so_far.tasks[-1]
         _tell(found, f"{newest.task} is {newest.status}", context, task=newest.task, value=newest.value,
@@ -99,10 +97,10 @@ def _benchmarks(folder: Path, request: Request, before: EvaluationResult, contex
 
     conditions = Conditions(data_dir=context.benchmarks, limit=request.spec.limit, allow_code=context.may_run_code)
     form = None if request.spec.format == PLAIN else request.spec.format
-    evaluate_model(
+    whole = evaluate_model(
         request.model, suite, folder / _TASKS, conditions, context, name=request.name, form=form, take=take
-    )  # fmt: skip
-    return found
+    )
+    return before.model_copy(update={"benchmarks": whole})
 
 
 def _tell(result: EvaluationResult, message: str, context: "RunContext", **more: Any) -> None:

@@ -28,8 +28,8 @@ class Attached(NamedTuple):
 
 
 def attach(
-    adapter: Path, master: Checkpoint, exam: Exam, folder: Path, target: str, forms: Sequence[str],
-    should_stop: Callable[[], bool],
+    adapter: Path, master: Checkpoint, exam: Exam, folder: Path, target: str, forms: Sequence[str], *, device: str,
+    threads: int, should_stop: Callable[[], bool],
 ) -> Iterator[Attached]:  # fmt: skip
     """Carry the adapter into a variant's folder and try it with the weights of each of these GGUF formats.
 
@@ -38,7 +38,9 @@ def attach(
     """
     shutil.copytree(adapter, folder / ADAPTER_FOLDER)
     plain = replace(exam, questions=replace(exam.questions, texts=()))
-    asked = replace(plain.questions, model=str(master.folder), adapter=str(folder / ADAPTER_FOLDER))
+    asked = replace(
+        plain.questions, model=str(master.folder), adapter=str(folder / ADAPTER_FOLDER), device=device, threads=threads
+    )
     reference = ask(TRANSFORMERS, asked, should_stop=should_stop)
     yield Attached("safetensors", reference, findings_of(reference, reference, plain, asked.continue_tokens))
     ranked = sorted(forms, key=lambda form: _MOST_EXACT_FIRST.index(parse_format(form).quantisation))

@@ -30,7 +30,7 @@ from foundry.engine.models import load_model
 from foundry.engine.workspace import Workspace
 from foundry.errors import ExportFailed, TooLossy
 from foundry.intake.checkpoint import Checkpoint, context_limit, open_checkpoint
-from foundry.spec.formats import MIXED, is_weighed
+from foundry.spec.formats import FORMATS, MIXED, is_weighed
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.target import Budget
@@ -72,7 +72,8 @@ class Build:
             yield f"finished {form}"
         self._take_more_bits(master, exam, reference)
         self._attach(master, exam)
-        if self.tuning.activations and any(is_weighed(row.model) for row in self.rows):
+        passed = {row.model for row in self.rows}.intersection(FORMATS)
+        if self.tuning.activations and any(map(is_weighed, passed)):
             keep_imatrix(self.tuning.activations, master, self.folder, Path(self.spec.data).name)
         for note in self.notes:
             self.context.report(EventType.WARNING, f"{self.budget.target}: {note}", level="warning", stage="export")
@@ -83,7 +84,7 @@ class Build:
                 f"target {self.budget.target!r}: no format passed its check: "
                 + "; ".join(f"{form}: {reason}" for form, reason in self.failed.items())
             )
-        mix = self.tuning.mix if any(row.model == MIXED for row in self.rows) else {}
+        mix = self.tuning.mix if MIXED in passed else {}
         made = Made(self.spec, self.budget, self.student, self.rows, self.failed, self.notes, mix)
         for reason in sign(self.folder, made, self.workspace).over_budget:
             message = f"{self.budget.target}: over its budget: {reason}"
@@ -205,14 +206,15 @@ class Build:
         if self.adapter is None:
             return
         forms = [row.model for row in self.rows if row.model.startswith("gguf:")]
-        target, should_stop = self.budget.target, self.context.should_stop
+        target = self.budget.target
         try:
             for form, answers, findings in attach(
-                self.adapter, master, exam, self.folder, target, forms, should_stop
+                self.adapter, master, exam, self.folder, target, forms, device=str(self.context.device),
+                threads=torch.get_num_threads(), should_stop=self.context.should_stop,
             ):  # fmt: skip
                 size = (format_bytes(self.folder, form) or 0) + folder_bytes(self.folder / ADAPTER_FOLDER)
-                threads = processor_name(exam.questions.threads)
-                hardware = hardware_name(self.context.device) if form == "safetensors" else threads
+                one_thread = processor_name(exam.questions.threads)
+                hardware = hardware_name(self.context.device) if form == "safetensors" else one_thread
                 self._record(f"{form} with adapter", size, answers, findings, exam, hardware)
         except ExportFailed as error:
             self.failed["adapter"] = error.message

@@ -1,21 +1,30 @@
 """`foundry measure` on a real variant in its real runtime."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from werkzeug.serving import make_server
 
+from api.app import create_app
 from foundry.engine.export.manifest import NAME, read_manifest
 from foundry.engine.export.measure import held_out_texts, shipped_formats
 from foundry.engine.export.signature import SigningKey
 from foundry.engine.workspace import write_json
 from foundry.errors import InvalidData, UnknownFormat
+from foundry.store.records import NewVariant
+from tests.serving import Serving
 
 pytestmark = pytest.mark.integration
+MEASURE = (sys.executable, "-m", "foundry.cli", "measure")
 
 
 @pytest.fixture
@@ -24,9 +33,13 @@ def folder(variant: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(variant, tmp_path / "variant"))
 
 
-def measured(folder: Path, *options: str, status: int = 0) -> dict[str, Any]:
-    command = [sys.executable, "-m", "foundry.cli", "measure", str(folder), "--threads", "1", "--json", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+def measured(
+    folder: Path, *options: str, status: int = 0, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    command = [*MEASURE, str(folder), "--threads", "1", "--json", *options]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, **(environment or {})}
+    )
     assert done.returncode == status, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     return document
@@ -63,3 +76,43 @@ def test_measure_refuses_formats_and_data_that_are_not_there(folder: Path, tmp_p
     (tmp_path / "one.jsonl").write_text('{"id": "1", "text": "a"}\n')
     with pytest.raises(InvalidData, match="held-out side"):
         held_out_texts(tmp_path / "one.jsonl")
+
+
+@contextmanager
+def listening(serving: Serving) -> Iterator[str]:
+    """The API over HTTP, with the variant store of `serving` behind it."""
+    server = make_server("127.0.0.1", 0, create_app(serving.settings), threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_measure_uploads_to_the_variant_whose_files_it_measured(folder: Path, tmp_path: Path) -> None:
+    serving = Serving(tmp_path / "service")
+    serving.folder.mkdir()
+    claim = serving.memory.jobs.claim("tester", serving.submit().id)
+    assert claim is not None
+    shipped = serving.keep(NAME, (folder / NAME).read_bytes())
+    manifest = read_manifest(folder)
+    new = NewVariant(manifest=manifest, manifest_sha256=shipped.sha256, files=(shipped,))
+    serving.memory.jobs.succeed(claim, [new])
+    (variant,) = serving.memory.variants.list(serving.project).data
+    with listening(serving) as url:
+        environment = {"FOUNDRY_URL": url, "FOUNDRY_KEY": serving.key}
+        found = measured(folder, "--upload", "--device", "mine", "--no-save", environment=environment)
+        (kept,) = serving.memory.measurements.list(serving.project, variant.id).data
+        assert found["uploaded"] == [kept.id] and kept.device == "mine" and kept.fits_budget is True
+        assert kept.metrics.model_dump(mode="json", exclude_none=True, exclude_defaults=True) == {
+            key: value for key, value in found["measured"][0].items() if value != {}
+        }
+        write_json(folder / NAME, manifest.model_copy(update={"fits_budget": False}).model_dump(mode="json"))
+        SigningKey.read_or_make(folder.parent / "signing-key.pem").sign(folder / NAME)
+        command = [*MEASURE, str(folder), "--threads", "1", "--upload", "--no-save"]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+        assert done.returncode != 0 and "the service has no variant with the manifest of" in done.stderr
+    serving.memory.database.close()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import schemathesis
 from flask import Flask
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -20,6 +21,9 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 EXAMPLES = 3
 
 
+# It reads the answers of a WSGI app and does not close them; a server does, and so do the tests of downloads.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning")
 def test_no_operation_answers_outside_its_schema(app: Flask, serving: Serving) -> None:
     key = serving.memory.keys.create(serving.project, "all", set(Scope))[1]
     known = _known(serving)

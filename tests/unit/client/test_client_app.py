@@ -101,6 +101,12 @@ def test_targets_are_the_device_profiles(foundry: Foundry) -> None:
     assert {t.name: t.max_bytes for t in foundry.targets.list()}["smartphone"] == 2_750_000_000
 
 
+def test_families_are_what_a_teacher_may_be(foundry: Foundry) -> None:
+    found = {family.name: family for family in foundry.models.families()}
+    assert found["mixtral"].has_experts and not found["llama"].has_experts
+    assert "llama" in found["llama"].model_types
+
+
 def test_estimate_says_what_a_job_would_give(foundry: Foundry, spec: dict[str, Any]) -> None:
     estimate = foundry.estimate(spec)
     assert estimate.family == "llama" and estimate.targets[0].parameters <= 20_000

@@ -1,6 +1,7 @@
 """What several processes say of their end, as the one error that a single process would have raised."""
 
 import pytest
+import torch
 
 from foundry.engine.distill.launch import error_of
 from foundry.engine.run import _last_words
@@ -38,4 +39,5 @@ def test_error_is_what_a_process_raised(error: FoundryError) -> None:
 def test_error_is_the_cause_not_the_broken_connection_of_the_others() -> None:
     broken = _last_words(RuntimeError("Connection closed by peer"))
     assert type(error_of([broken, _last_words(OutOfMemory("no room"))])) is OutOfMemory
+    assert type(error_of([broken, _last_words(torch.OutOfMemoryError("CUDA"))])) is OutOfMemory
     assert type(error_of([broken])) is OperatorError

@@ -12,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from foundry.engine.context import RunContext, Stopped
+from foundry.engine.evaluate.alone import Request, evaluate_alone, is_evaluation, write_request
 from foundry.engine.evaluate.benchmarks import run_benchmarks
 from foundry.engine.evaluate.locate import find_model
 from foundry.engine.evaluate.suites.model import evaluate_model
@@ -19,8 +20,9 @@ from foundry.engine.evaluate.suites.run import Conditions
 from foundry.engine.evaluate.suites.tasks import custom_suite
 from foundry.engine.report.gather import gather
 from foundry.engine.report.scores import benchmark_table
-from foundry.engine.workspace import Inputs, Workspace
+from foundry.engine.workspace import Inputs, Workspace, read_json
 from foundry.errors import DamagedCheckpoint, TeacherNotFound, UnknownTask
+from foundry.spec.evaluation import EvaluationResult, EvaluationSpec
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.record import parse
@@ -251,3 +253,28 @@ def test_a_job_sets_its_students_beside_the_teacher_and_the_published_models(
     assert table.rows[1].cells[place].score == "69.51"
     assert "±" in table.rows[-1].cells[place].under
     assert any("gsm8k_test.jsonl" in note for note in table.notes)
+
+
+def test_an_evaluation_by_itself_goes_on_behind_its_finished_tasks(
+    model: Path, benchmarks: Path, context: RunContext, events: list[RunEvent], tmp_path: Path
+) -> None:
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    spec = EvaluationSpec(model="mdl_1", tasks=("mmlu", "humaneval"))
+    write_request(folder, Request(spec=spec, model=str(model), name="mine"))
+    assert is_evaluation(folder)
+
+    def told() -> list[str]:
+        return [event.data["task"] for event in events if event.type is EventType.METRICS]
+
+    stopping = replace(context, benchmarks=benchmarks, should_stop=lambda: bool(told()))
+    with pytest.raises(Stopped):
+        evaluate_alone(folder, stopping)
+    assert told() == ["mmlu"] and not (folder / "result.json").exists()
+    evaluate_alone(folder, replace(context, benchmarks=benchmarks))
+    assert told() == ["mmlu", "humaneval"]
+    found = parse(EvaluationResult, read_json(folder / "result.json"))
+    assert found.benchmarks is not None and found.benchmarks.model == "mine"
+    assert [task.status for task in found.benchmarks.tasks] == ["done", "refused"]
+    [*_, last] = [event.data["result"] for event in events if event.type is EventType.METRICS]
+    assert parse(EvaluationResult, last).benchmarks.tasks == found.benchmarks.tasks

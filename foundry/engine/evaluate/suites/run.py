@@ -28,7 +28,10 @@ from foundry.spec.suite import Suite, SuiteResult, SuiteTask, TaskResult
 
 _RESAMPLES = 1000
 """Of the harness's bootstrap, for the figures that are no means."""
-_FORBIDDEN = "it runs code that the model writes, and the operator has not allowed that (--allow-code)"
+_FORBIDDEN = (
+    "it runs code that the model writes, and the operator has not allowed that (--allow-code; FOUNDRY_ALLOW_CODE=1 "
+    "where workers run)"
+)
 _UNCONFINED = "it runs code that the model writes, and this system gives no process a network of its own to run it in"
 
 
@@ -51,7 +54,7 @@ def run_suite(
 ) -> SuiteResult:  # fmt: skip
     """Score `lm` in every task and write each result into `folder`; `manager` knows tasks that no table of ours names.
 
-    `take` is given all that is finished, after every task.
+    `take` is given all that is finished, after every task that was not finished before.
 
     A task whose data is missing, or that is refused or fails, says so in its result and the others run all the same.
     `digest` is of the model: results of another one, or under other conditions, are not taken for this one's. Raises
@@ -74,13 +77,13 @@ def run_suite(
         runner = _Runner(lm, suite, conditions, manager)
         path = folder / f"{task.task}.json"
         key = _key(task, suite, conditions, digest)
-        result = _finished(path, key)
-        if result is None:
-            result = runner.run(task)
+        if (kept := _finished(path, key)) is not None:
+            results.append(kept)
+        else:
+            results.append(result := runner.run(task))
             write_json(path, {"key": key, "result": result.model_dump(mode="json")})
             context.report(EventType.LOG, _said(name, result), stage="evaluate", task=task.task)
-        results.append(result)
-        take(so_far())
+            take(so_far())
         context.progress(Progress(stage="evaluate", step=step, steps=len(suite.tasks)))
     return so_far()
 
