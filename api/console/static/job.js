@@ -73,10 +73,11 @@ function heard(message) {
   if (QUIET.has(event.type)) return;
   if (!list.querySelector(`[data-seq="${event.seq}"]`)) listed(event);
   refresh();
+  if (event.type.startsWith("job.")) told(event.message);
   if (/^job\.(succeeded|failed|cancelled)$/.test(event.type)) {
     ended = true;
     source.close();
-    told("The job has ended.");
+    told(`The job has ended: ${event.message}.`);
   }
 }
 

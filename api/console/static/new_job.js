@@ -45,6 +45,8 @@ async function estimate() {
   try {
     const { html } = await fragment(form.dataset.estimate, { method: "POST", body: new URLSearchParams(new FormData(form)), signal: mine.signal });
     show(place, html);
+    const words = document.getElementById("estimate-words") ?? place; // short, so that it can be listened to while typing
+    document.getElementById("estimate-said").textContent = words.textContent.trim();
   } catch (error) {
     if (error.name === "AbortError") return;
     place.textContent = "The service does not answer; the estimate comes when it is back.";

@@ -23,7 +23,9 @@ export async function fragment(address, options = {}) {
 
 export function show(place, html) {
   const focused = place.contains(document.activeElement) ? document.activeElement.id : "";
+  const open = [...place.querySelectorAll("details[open] > summary")].map((summary) => summary.textContent);
   place.innerHTML = html; // made by the server, which escapes
+  for (const summary of place.querySelectorAll("details > summary")) summary.parentElement.open ||= open.includes(summary.textContent);
   localise(place);
   if (focused) document.getElementById(focused)?.focus();
 }

@@ -25,19 +25,19 @@ def test_signing_in_leads_to_where_the_reader_wanted_to_be(app: Flask, serving: 
     assert reader.sign_in(serving.key, then="/jobs?status=failed").headers["Location"] == "/jobs?status=failed"
 
 
-@pytest.mark.parametrize("then", ["//evil.example", "/\\evil.example", "https://evil.example/", "evil", "/a\r\nb"])
-def test_signing_in_never_leads_to_another_site(app: Flask, serving: Serving, then: str) -> None:
-    assert Browser(app).sign_in(serving.key, then=then).headers["Location"] == "/"
+def test_signing_in_never_leads_to_another_site(app: Flask, serving: Serving) -> None:
+    for then in ("//evil.example", "/\\evil.example", "https://evil.example/", "evil", "/a\r\nb"):
+        assert Browser(app).sign_in(serving.key, then=then).headers["Location"] == "/", then
 
 
-@pytest.mark.parametrize("key", ["", "fdy_wrong", f"fdy_{'0' * 24}_{'0' * 64}", "<script>", "x" * 100_000])
-def test_a_wrong_key_is_refused_in_words_and_not_repeated(app: Flask, key: str) -> None:
-    reader = Browser(app)
-    answer = reader.sign_in(key)
-    assert answer.status_code == 401
-    assert ("give a key" if not key else "wrong, expired or revoked") in answer.text
-    assert not key or key not in answer.text
-    assert reader.get("/jobs").status_code == 303
+def test_a_wrong_key_is_refused_in_words_and_not_repeated(app: Flask, serving: Serving) -> None:
+    for key in ("", "fdy_wrong", f"fdy_{'0' * 24}_{'0' * 64}", "<script>", "x" * 100_000):
+        reader = Browser(app)
+        answer = reader.sign_in(key)
+        assert answer.status_code == 401
+        assert ("give a key" if not key else "wrong, expired or revoked") in answer.text
+        assert not key or key not in answer.text
+        assert reader.get("/jobs").status_code == 303
 
 
 def test_the_cookie_is_closed_to_scripts_and_other_sites_and_secure_behind_tls(app: Flask, serving: Serving) -> None:

@@ -50,31 +50,27 @@ def test_a_form_changed_after_it_was_sent_makes_nothing_and_says_so(browser: Bro
     assert browser.post("/jobs", also=_job_fields(browser, serving, name="another")).status_code == 303
 
 
-@pytest.mark.parametrize(
-    ("changes", "field", "words"),
-    [
-        ({"distill__tokens": "many"}, "distill.tokens", "valid integer"),
-        ({"own__name": "Not A Name"}, "targets", "match pattern"),
-        ({"own__amount": "1"}, "targets", "smallest"),
-        ({"data": "ds_unknown"}, "data", "upload the file first"),
-        ({"teacher": "/etc"}, "teacher", "there is no folder"),
-        ({"formats": []}, "formats", "choose at least one format"),
-        ({"own__name": ""}, "targets", "choose a target"),
-        ({"more": "{"}, "more", "not JSON"),
-        ({"more": "[" * 50_000}, "more", "not JSON"),
-        ({"more": '{"colour": 1}'}, "colour", "unknown field"),
-        ({"name": "n" * 5000}, "name", "at most 200"),
-    ],
-)
-def test_a_wrong_field_comes_back_with_its_words(
-    browser: Browser, serving: Serving, changes: dict[str, Any], field: str, words: str
-) -> None:
-    answer = browser.post("/jobs", also=_job_fields(browser, serving, **changes))
-    assert answer.status_code == 422
-    assert words in answer.text
-    if field != "colour":
-        assert f'id="{field}-wrong"' in answer.text, answer.text
-    assert "teacher" in changes or f'value="{serving.teacher}"' in answer.text  # what was typed is still there
+WRONG_FIELDS: list[tuple[dict[str, Any], str, str]] = [
+    ({"distill__tokens": "many"}, "distill.tokens", "valid integer"),
+    ({"own__name": "Not A Name"}, "targets", "match pattern"),
+    ({"own__amount": "1"}, "targets", "smallest"),
+    ({"data": "ds_unknown"}, "data", "upload the file first"),
+    ({"teacher": "/etc"}, "teacher", "there is no folder"),
+    ({"formats": []}, "formats", "choose at least one format"),
+    ({"own__name": ""}, "targets", "choose a target"),
+    ({"more": "{"}, "more", "not JSON"),
+    ({"more": "[" * 50_000}, "more", "not JSON"),
+    ({"more": '{"colour": 1}'}, "colour", "unknown field"),
+    ({"name": "n" * 5000}, "name", "at most 200"),
+]
+
+
+def test_a_wrong_field_comes_back_with_its_words(browser: Browser, serving: Serving) -> None:
+    for changes, field, words in WRONG_FIELDS:
+        answer = browser.post("/jobs", also=_job_fields(browser, serving, **changes))
+        assert (answer.status_code, words in answer.text) == (422, True), (changes, answer.text)
+        assert field == "colour" or f'id="{field}-wrong"' in answer.text, (changes, answer.text)
+        assert "teacher" in changes or f'value="{serving.teacher}"' in answer.text  # what was typed is still there
     assert not serving.memory.jobs.list(serving.project).data
 
 
