@@ -9,6 +9,7 @@ Ends with status 1 and the broken promises when one of invariants.py does not ho
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -105,6 +106,7 @@ class Matrix:
 
 def main() -> int:
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # not without taking everything down first
     names = [name for name in (options.only or FAULTS) for _ in range(options.points)]
     random.Random(options.seed).shuffle(names)
     own_disk = "fill-disk" in names
