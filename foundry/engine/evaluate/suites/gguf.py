@@ -4,7 +4,7 @@ Requests are put in an order in which the next one begins as the last did (few-s
 answers), and what they share is computed once. T: tokens, V: vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -86,6 +86,8 @@ class GgufModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
 
     def _score(self, context_T: Sequence[int], answer_T: Sequence[int]) -> tuple[float, bool]:
         """The log probability of the answer in nats, and whether greedy decoding would give it."""
+        if not answer_T:  # the answer is part of the context's last token
+            return 0.0, True
         whole_T = [*context_T, *answer_T][-(self.max_length + 1) :]
         answer_T = whole_T[-min(len(answer_T), len(whole_T) - 1) :]
         total, greedy = 0.0, True
@@ -96,7 +98,7 @@ class GgufModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
             greedy = greedy and largest == token
         return total, greedy
 
-    def _feed(self, tokens_T: list[int], wanted: int) -> Any:
+    def _feed(self, tokens_T: list[int], wanted: int) -> Iterator[np.ndarray]:
         """The logits at the last `wanted` positions; tokens that were fed before at the same places stay."""
         self._run.heed()
         head = len(tokens_T) - wanted
@@ -140,7 +142,7 @@ class GgufModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
         tokens_T = self.tok_encode(context)[-room:]
         made_T: list[int] = []
         while len(made_T) < most:
-            logits_V = next(iter(list(self._feed(tokens_T + made_T, 1))))
+            [logits_V] = self._feed(tokens_T + made_T, 1)
             made_T.append(int(logits_V.argmax()))
             ended = made_T[-1] == self.eot_token_id
             if ended or len(made_T) % _STOPS_EVERY == 0:
