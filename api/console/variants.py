@@ -106,7 +106,9 @@ def gates_of(shipped: VariantManifest) -> Sequence[Gate]:
     budget = shipped.budget
     if budget.max_params is not None:
         ratio = shipped.parameters / budget.max_params
-        return [Gate("Parameters", number(shipped.parameters), number(budget.max_params), ratio <= 1, ratio)]
+        return [
+            Gate("Parameters", number(shipped.parameters), f"at most {number(budget.max_params)}", ratio <= 1, ratio)
+        ]
     found = []
     row = row_of(shipped, budget.format)
     file_bytes = sum(file.bytes for file in shipped.files if file.format == budget.format) or None
