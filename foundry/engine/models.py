@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -93,7 +94,7 @@ def load_model(folder: str | Path, *, dtype: torch.dtype, device: torch.device |
         return model.to(device).eval()
     except torch.cuda.OutOfMemoryError as error:
         raise OutOfMemory(f"{folder} does not fit on {device} as {dtype}; choose a machine with more memory") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DamagedCheckpoint(f"{folder} cannot be opened: {_first_line(error)}", pointer="/teacher") from error
 
 

@@ -26,7 +26,7 @@ def test_submit_writes_a_queued_job_and_its_first_event(jobs: Jobs, project_id: 
     spec = factories.spec(name="first", seed=7)
     job = jobs.submit(project_id, spec, factories.inputs())
     assert (job.status, job.is_terminal, job.attempt, job.name, job.spec) == (Status.QUEUED, False, 0, "first", spec)
-    assert job == jobs.get(project_id, job.id)
+    assert job.model_copy(update={"queue_position": 1}) == jobs.get(project_id, job.id)
     [event] = jobs.events(project_id, job.id)
     assert (event.seq, event.type, event.attempt, event.job_id) == (1, EventType.SUBMITTED, 0, job.id)
 
