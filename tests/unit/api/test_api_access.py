@@ -173,6 +173,8 @@ def test_every_write_leaves_one_audit_event_and_a_refused_one_none(
     does("POST", f"/customization/jobs/{job}/retry", "jobs.retry")
     does("POST", f"/customization/jobs/{job}/clone", "jobs.clone", json={})
     does("DELETE", f"/customization/jobs/{job}", "jobs.delete")
+    measured = EXAMPLES["NewMeasurement"] | {"manifest_sha256": variant.manifest_sha256}
+    does("POST", f"/variants/{variant.id}/measurements", "measurements.create", json=measured)
     does("PUT", "/aliases/a", "variants.put_alias", json={"variant_id": variant.id})
     does("DELETE", "/aliases/a", "variants.delete_alias")
     does("DELETE", f"/variants/{variant.id}", "variants.delete")
