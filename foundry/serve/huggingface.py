@@ -29,6 +29,7 @@ class TransformersServer:
             if find_spec(module) is None:
                 raise MissingExtra(module, "serve")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of every request
         import torch
         import uvicorn
 

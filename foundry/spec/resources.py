@@ -53,7 +53,7 @@ class Job(Resource):
     """The job that this one repeats or was cloned from."""
     variant_ids: tuple[str, ...] = ()
     queue_position: int | None = None
-    """1 is next; None unless the job is queued, or when more than 1,000 jobs are."""
+    """1 is next; None unless the job is queued, when more than 1,000 jobs are, and in the answer to a submit."""
     expected_start_at: datetime | None = None
     """When a worker would take a queued job if every run took as long as the latest did; None where none is known."""
     created_at: datetime

@@ -19,7 +19,7 @@ from foundry.engine.export.attach import attach
 from foundry.engine.export.bits import larger_formats
 from foundry.engine.export.exam import Exam, decided, make_exam
 from foundry.engine.export.huggingface import shipped_dtype, write_huggingface
-from foundry.engine.export.manifest import ADAPTER_FOLDER, SAFETENSORS_FOLDER, folder_bytes, format_bytes
+from foundry.engine.export.manifest import ADAPTER_GGUF, ADAPTER_WEIGHTS, SAFETENSORS_FOLDER, format_bytes
 from foundry.engine.export.runtime import Answers
 from foundry.engine.export.sign import Made, sign
 from foundry.engine.export.tune import Tuner, keep_imatrix
@@ -212,7 +212,8 @@ class Build:
                 self.adapter, master, exam, self.folder, target, forms, device=str(self.context.device),
                 threads=torch.get_num_threads(), should_stop=self.context.should_stop,
             ):  # fmt: skip
-                size = (format_bytes(self.folder, form) or 0) + folder_bytes(self.folder / ADAPTER_FOLDER)
+                beside = ADAPTER_WEIGHTS if form == "safetensors" else ADAPTER_GGUF
+                size = (format_bytes(self.folder, form) or 0) + (self.folder / beside).stat().st_size
                 one_thread = processor_name(exam.questions.threads)
                 hardware = hardware_name(self.context.device) if form == "safetensors" else one_thread
                 self._record(f"{form} with adapter", size, answers, findings, exam, hardware)

@@ -18,6 +18,7 @@ MEASURED = "measured.jsonl"
 SAFETENSORS_FOLDER = "safetensors"
 ADAPTER_FOLDER = "adapter"
 """As PEFT saves it; there only where the adapter is not in the weights."""
+ADAPTER_WEIGHTS = f"{ADAPTER_FOLDER}/adapter_model.safetensors"
 ADAPTER_GGUF = f"{ADAPTER_FOLDER}/adapter.gguf"
 """The same adapter for llama.cpp, to be used with any GGUF of the folder."""
 _ONNX_FOLDER = "onnx-"
@@ -68,11 +69,6 @@ def adapter_of(manifest: VariantManifest, container: str) -> str | None:
     if found is None or all(file.path != found for file in manifest.files):
         return None
     return found if container == "gguf" else ADAPTER_FOLDER
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def format_bytes(folder: Path, form: str) -> int | None:
