@@ -59,7 +59,7 @@ def test_job_of_a_killed_worker_is_finished_by_another_when_the_lease_has_ended(
     with running_worker(works, tmp_path / "log", WORKER):
         job = works.await_status(job_id, Status.SUCCEEDED)
     assert job.attempt == 2 and works.outcomes(job_id) == ["lost", "succeeded"]
-    assert time.monotonic() - killed_at < 20
+    assert time.monotonic() - killed_at < 120  # what the service promises
     assert [event.data["first"] > 0 for event in works.events(job_id) if "first" in event.data] == [False, True]
     works.close()
 
