@@ -87,7 +87,7 @@ def _model_place(model_id: str, name: str, project_id: str, form: str) -> ModelP
 def _variant_place(variant: Variant, form: str) -> ModelPlace:
     """All that opens this format: a GGUF is asked with the tokenizer that lies beside the safetensors."""
     shipped = sorted({file.format for file in variant.files if file.format})
-    for needed in {form, PLAIN}:
+    for needed in (form, PLAIN):
         if needed not in shipped:
             raise UnknownFormat(f"{variant.id} has no {needed}; it has {', '.join(shipped)}", pointer="/format")
     files = tuple(

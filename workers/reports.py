@@ -30,6 +30,8 @@ def keep_report(root: Path, claim: Claim, ending: Ending, orders: Orders, jobs: 
         if not isinstance(ending, Publish):
             _note(workspace, ending, orders)
             make_report(workspace)
+        if not (root / FOLDER).is_dir():
+            return  # the run could not make it, and has said why
         blobs = {path: artifacts.put(path) for path in sorted((root / FOLDER).iterdir()) if path.is_file()}
         files = [
             Artifact(path=f"{FOLDER}/{path.name}", bytes=blob.bytes, sha256=blob.sha256) for path, blob in blobs.items()
