@@ -173,16 +173,13 @@ def test_every_write_leaves_one_audit_event_and_a_refused_one_none(
     does("POST", f"/customization/jobs/{job}/retry", "jobs.retry")
     does("POST", f"/customization/jobs/{job}/clone", "jobs.clone", json={})
     does("DELETE", f"/customization/jobs/{job}", "jobs.delete")
-<<<<<<< HEAD
     asked = {"model": serving.publish(serving.submit(), {"m": b"m"}, {"m": "safetensors"}).id, "suite": "quick"}
     evaluation = does("POST", "/evaluations", "evaluations.create", json=asked)["id"]
     for verb in ("pause", "resume", "cancel"):
         does("POST", f"/evaluations/{evaluation}/{verb}", f"evaluations.{verb}")
     does("DELETE", f"/evaluations/{evaluation}", "evaluations.delete")
-=======
     measured = EXAMPLES["NewMeasurement"] | {"manifest_sha256": variant.manifest_sha256}
     does("POST", f"/variants/{variant.id}/measurements", "measurements.create", json=measured)
->>>>>>> devices
     does("PUT", "/aliases/a", "variants.put_alias", json={"variant_id": variant.id})
     does("DELETE", "/aliases/a", "variants.delete_alias")
     does("DELETE", f"/variants/{variant.id}", "variants.delete")
