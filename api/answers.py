@@ -15,6 +15,7 @@ from foundry.spec import access, forecast, library, lifecycle, resources, webhoo
 from foundry.spec.estimate import FormatEstimate, TargetEstimate
 from foundry.spec.evaluation import Evaluation, EvaluationResult, EvaluationSpec
 from foundry.spec.job import JobSpec
+from foundry.spec.measurement import Measurement
 from foundry.spec.report import Cost, JobReport
 from foundry.spec.suite import SuiteResult, TaskResult
 from foundry.spec.target import Budget
@@ -147,6 +148,10 @@ def _of_variants() -> list[BaseModel]:
         resources.VariantLineage(
             variant_id=_VARIANT, job_id=_JOB, teacher=_MODEL, model_id=_MODEL, teacher_sha256=_SHA256,
             dataset_id=_DATASET, data_sha256=_SHA256, versions={"foundry": "0.1.0"}, aliases=("kiosk-stable",),
+        ),
+        Measurement(
+            id=f"mea_{_TAIL}", variant_id=_VARIANT, device="the kiosk in the hall", target="kiosk", context_tokens=2048,
+            metrics=_METRICS.model_copy(update={"model": "gguf:q4_k_m"}), fits_budget=True, created_at=_AT,
         ),
         library.Alias(name="kiosk-stable", variant_id=_VARIANT, updated_at=_AT),
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from api.watcher import Ticket
 from foundry.errors import FoundryError
 from foundry.spec.access import Scope
 from foundry.spec.evaluation import Evaluation
-from foundry.spec.lifecycle import JobEvent
+from foundry.spec.lifecycle import LAST_EVENTS, JobEvent
 from foundry.spec.resources import Job, Page
 
 events = APIBlueprint("events", __name__)
@@ -96,7 +96,8 @@ class _Reader:
         # The status first: an event that is written between the two reads must not be missed.
         is_terminal = self._work.get(self._project, self.work_id).is_terminal
         found = self._work.events(self._project, self.work_id, self.after, limit)
-        return found, is_terminal and len(found) < limit
+        # Between the reads the job may have ended: then its last event is here, and no more will come.
+        return found, (is_terminal and len(found) < limit) or bool(found and found[-1].type in LAST_EVENTS)
 
     def take(self, found: Sequence[JobEvent], ended: bool) -> Sequence[JobEvent]:
         """Go on behind these events."""

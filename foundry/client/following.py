@@ -15,10 +15,9 @@ from foundry.client.progress import RunProgress
 from foundry.client.transport import AsyncTransport, Transport
 from foundry.errors import JobFailed, RequestFailed, ServiceError, ServiceUnreachable, WaitExpired
 from foundry.spec.evaluation import Evaluation
-from foundry.spec.lifecycle import EventType, JobEvent, Status
+from foundry.spec.lifecycle import LAST_EVENTS, EventType, JobEvent, Status
 from foundry.spec.resources import Job, Page
 
-_LAST = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED})
 _POLL_S = 25.0
 """How long the service holds a request for events open before it answers that there are none."""
 _STREAM_SILENCE_S = 45.0
@@ -63,7 +62,7 @@ class Following(Generic[W]):
                 for event in page:
                     seen = event.seq
                     yield Emit(event)
-                    ended = ended or event.type in _LAST
+                    ended = ended or event.type in LAST_EVENTS
                 if ended:
                     return
             if deadline is not None and time.monotonic() >= deadline:
@@ -96,7 +95,7 @@ class Following(Generic[W]):
                         event = _event(line)
                         seen = event.seq
                         yield Emit(event)
-                        if event.type in _LAST:
+                        if event.type in LAST_EVENTS:
                             return
             except httpx2.RequestError:
                 yield Sleep(backoff_s(0))

@@ -91,6 +91,10 @@ StageName = Literal["correct", "prune", "distill", "lora", "evaluate", "export"]
 STAGES: tuple[StageName, ...] = ("correct", "prune", "distill", "lora", "evaluate", "export")
 
 
+LAST_EVENTS = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED})
+"""Nothing follows one of these."""
+
+
 class Progress(Record):
     """How far the current stage is. `step` counts from 1 to `steps`."""
 

@@ -105,12 +105,10 @@ class _Loop:
         """As many rows at a time as a run before took, else as many as fit; never more than a cap allows."""
         workspace, stage, ranks = self._workspace, self._training.stage, self._ranks
         fit = micro_batch_rows(self._learners, self._training.text, self._context.device)
-        most_fit = max(1, fit.rows // self._context.micro_batch_divisor)
-        rows = min(
-            saved or workspace.micro_batch_rows(stage) or most_fit, workspace.micro_batch_cap or most_fit, most_fit
-        )
         most = math.ceil(self._schedule.batch_rows / ranks.size)
-        rows = int(ranks.first_says(min(rows, most)))
+        fitting = max(1, min(fit.rows, most) // self._context.micro_batch_divisor)
+        wanted = saved or workspace.micro_batch_rows(stage) or fitting
+        rows = int(ranks.first_says(min(wanted, workspace.micro_batch_cap or fitting, fitting)))
         if ranks.is_first:
             workspace.note_micro_batch(stage, rows)
         message = (

@@ -42,7 +42,7 @@ def test_a_job_is_queued_with_its_first_event_when_the_spec_can_work(serving: Se
     job = response.get_json()
     assert (job["status"], job["name"], job["attempt"], job["is_terminal"]) == ("queued", "first", 0, False)
     assert job["spec"]["distill"]["tokens"] == 20_000_000  # defaults are resolved in the answer
-    assert client.get(f"{JOBS}/{job['id']}").get_json() == job
+    assert client.get(f"{JOBS}/{job['id']}").get_json() == job | {"queue_position": 1}
     (event,) = client.get(f"{JOBS}/{job['id']}/events").get_json()["data"]
     assert (event["seq"], event["type"]) == (1, "job.submitted")
     claim = serving.memory.jobs.claim("w", job["id"])
@@ -329,6 +329,7 @@ def test_a_submit_is_taken_or_refused_but_never_fails_when_fuzzed(
     response = client.post(JOBS, data=body, content_type="application/json", headers={"Accept": "application/json"})
     assert response.status_code in (201, 400, 422), (body, response.get_data())
     if response.status_code == 201:
-        assert client.get(f"{JOBS}/{response.get_json()['id']}").get_json() == response.get_json()
+        found = client.get(f"{JOBS}/{response.get_json()['id']}").get_json()
+        assert found | {"queue_position": None} == response.get_json()
     elif response.status_code == 422:
         assert response.get_json(force=True)["errors"], body
