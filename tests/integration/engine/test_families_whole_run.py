@@ -39,9 +39,7 @@ def test_every_stage_runs_when_a_family_has(name: str, tmp_path: Path) -> None:
         {
             "teacher": str(tmp_path / "teacher"), "data": "text.jsonl", "formats": ["safetensors"],
             "targets": [{"name": "kiosk", "max_params": limit, "context_tokens": 64}],
-            "correct": {"tokens": 1500},
-            # Without the local repair, after which so few tokens of so random a teacher have nothing left to teach.
-            "prune": {"calibration_tokens": 2048, "candidates": 2, "repair": ["refit", "rotate", "rescale"]},
+            "correct": {"tokens": 1500}, "prune": {"calibration_tokens": 2048, "candidates": 2},
             "distill": {"tokens": 3000}, "lora": {"tokens": 1500, "rank": 4}, "evaluate": {"tokens": 512},
         },
     )  # fmt: skip
@@ -59,6 +57,7 @@ def test_every_stage_runs_when_a_family_has(name: str, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(variant / "safetensors", dtype=torch.float32)
     answer = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False)
     assert answer.shape[1] > 3
-    losses = {row["model"]: row["held_out_loss"] for row in manifest["metrics"]}
-    assert losses["distilled"] < losses["pruned"]
+    # The teacher's weights are random: what a student can learn from it is its distribution, not the text.
+    apart = {row["model"]: row["kl_to_teacher"] for row in manifest["metrics"]}
+    assert apart["distilled"] < apart["pruned"]
     assert any(event.type is EventType.STAGE_COMPLETED and "lora" in event.message for event in events)
