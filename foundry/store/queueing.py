@@ -58,7 +58,7 @@ def next_job(session: Session, project_id: str, memory_bytes: int | None) -> str
     if memory_bytes is not None:
         fits.append((JobRow.memory_bytes <= memory_bytes) | JobRow.memory_bytes.is_(None))
     highest = select(func.max(JobRow.priority)).where(*fits).scalar_subquery()
-    query = select(JobRow.id).where(*fits, JobRow.priority == highest).order_by(JobRow.id)
+    query = select(JobRow.id).where(*fits, JobRow.priority == highest).order_by(JobRow.created_at, JobRow.id)
     return session.scalar(query.limit(1).with_for_update(skip_locked=True))
 
 
@@ -67,12 +67,13 @@ def places(session: Session) -> Mapping[str, Place]:
 
     Empty when more than 1,000 jobs are queued: nobody waits for an exact place there.
     """
-    waiting = select(JobRow.id, JobRow.project_id, JobRow.priority).where(JobRow.status.in_(_WAITING))
+    columns = (JobRow.id, JobRow.project_id, JobRow.priority, JobRow.created_at)
+    waiting = select(*columns).where(JobRow.status.in_(_WAITING))
     queued = session.execute(waiting.limit(_MOST_QUEUED + 1)).all()
     if len(queued) > _MOST_QUEUED:
         return {}
     lines: dict[str, list[str]] = defaultdict(list)
-    for job_id, project_id, _ in sorted(queued, key=lambda row: (-row.priority, row.id)):
+    for job_id, project_id, *_ in sorted(queued, key=lambda row: (-row.priority, row.created_at, row.id)):
         lines[project_id].append(job_id)
     order = _turns(session, lines)
     return {job_id: Place(number, at) for number, (job_id, at) in enumerate(_timed(session, order), start=1)}

@@ -75,7 +75,7 @@ class JobRow(Row):
         ),
         Index(None, "project_id", "kind", "id"),
         Index(None, "project_id", "kind", "status", "id"),
-        Index(None, "project_id", "status", "priority", "id"),
+        Index(None, "project_id", "status", "priority", "created_at"),
         Index(None, "status", "id"),
     )
 

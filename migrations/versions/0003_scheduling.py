@@ -11,14 +11,14 @@ revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
-_TURN = "ix_jobs_project_id_status_priority_id"
+_TURN = "ix_jobs_project_id_status_priority_created_at"
 
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("halvings", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("jobs", sa.Column("priority", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("jobs", sa.Column("memory_bytes", sa.BigInteger(), nullable=True))
-    op.create_index(_TURN, "jobs", ["project_id", "status", "priority", "id"])
+    op.create_index(_TURN, "jobs", ["project_id", "status", "priority", "created_at"])
     op.add_column("projects", sa.Column("last_claim_at", sa.Double(), nullable=True))
 
 

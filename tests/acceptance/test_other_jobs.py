@@ -23,6 +23,8 @@ from tests.acceptance.services import (
 from tests.servers import Postgres, Redis
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
+BRIEF: dict[str, Any] = {"tokens": 2048, "sequence_tokens": 128, "batch_tokens": 512}
+"""Distillation where nothing is asked of what was learned."""
 
 
 def test_cancel_frees_the_worker_for_the_next_job(foundry: Foundry, dataset_id: str, folder: Path) -> None:
@@ -42,7 +44,7 @@ def test_cancel_frees_the_worker_for_the_next_job(foundry: Foundry, dataset_id: 
 
 def test_optional_stages_merge_an_adapter_and_a_corrected_teacher_row(foundry: Foundry, dataset_id: str) -> None:
     optional: dict[str, Any] = {"lora": {"rank": 4, "tokens": 2048}, "correct": {"tokens": 2048, "rank": 4}}
-    changed = spec(dataset_id, targets=[WATCH], formats=["safetensors"], **optional)
+    changed = spec(dataset_id, targets=[WATCH], formats=["safetensors"], distill=BRIEF, **optional)
     job = foundry.jobs.wait(foundry.jobs.create(changed).id, progress=False, timeout=900)
     manifest = manifests_of(foundry, job)["watch"]
     assert "lora" in {m.model for m in manifest.metrics}
@@ -61,7 +63,7 @@ def test_job_walks_through_celery_redis_and_postgresql(tmp_path: Path, postgres:
         with running([sys.executable, *worker], log, environment) as process:
             wait_until(lambda: "ready" in log.read_text(errors="replace"), process, log)
             dataset = client.datasets.upload(write_data(tmp_path))
-            changed = spec(dataset.id, targets=[WATCH])
+            changed = spec(dataset.id, targets=[WATCH], formats=["gguf:q4_k_m"], distill=BRIEF)
             job = client.jobs.wait(client.jobs.create(changed).id, progress=False, timeout=900)
             assert job.status is Status.SUCCEEDED and len(job.variant_ids) == 1
             attempts = list(client.jobs.attempts(job.id))

@@ -54,6 +54,15 @@ def test_an_evaluation_is_no_job_to_those_who_ask_for_jobs(
         evaluations.get(factories.project(database, "other"), made.id)
 
 
+def test_the_older_of_a_job_and_an_evaluation_goes_first(jobs: Jobs, evaluations: Evaluations, project_id: str) -> None:
+    job = jobs.submit(project_id, factories.spec(), factories.inputs()).id
+    evaluation = evaluations.submit(project_id, SPEC, INPUTS).id
+    again = jobs.submit(project_id, factories.spec(), factories.inputs()).id
+    assert [jobs.get(project_id, one).queue_position for one in (job, again)] == [1, 3]
+    claims = [jobs.claim("worker-1") for _ in range(3)]
+    assert [claim and claim.job_id for claim in claims] == [job, evaluation, again]
+
+
 def test_what_a_run_has_found_stays_when_the_evaluation_is_cancelled(
     jobs: Jobs, evaluations: Evaluations, project_id: str
 ) -> None:
