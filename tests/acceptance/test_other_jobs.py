@@ -23,7 +23,7 @@ from tests.acceptance.services import (
 from tests.servers import Postgres, Redis
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
-BRIEF: dict[str, Any] = {"tokens": 2048, "sequence_tokens": 128, "batch_tokens": 512}
+BRIEF: dict[str, Any] = {"tokens": 1024, "sequence_tokens": 128, "batch_tokens": 256}
 """Distillation where nothing is asked of what was learned."""
 
 
@@ -43,7 +43,7 @@ def test_cancel_frees_the_worker_for_the_next_job(foundry: Foundry, dataset_id: 
 
 
 def test_optional_stages_merge_an_adapter_and_a_corrected_teacher_row(foundry: Foundry, dataset_id: str) -> None:
-    optional: dict[str, Any] = {"lora": {"rank": 4, "tokens": 2048}, "correct": {"tokens": 2048, "rank": 4}}
+    optional: dict[str, Any] = {"lora": {"rank": 4, "tokens": 1024}, "correct": {"tokens": 1024, "rank": 4}}
     changed = spec(dataset_id, targets=[WATCH], formats=["safetensors"], distill=BRIEF, **optional)
     job = foundry.jobs.wait(foundry.jobs.create(changed).id, progress=False, timeout=900)
     manifest = manifests_of(foundry, job)["watch"]

@@ -43,7 +43,7 @@ def _run(workspace: Workspace, context: RunContext) -> None:
         torch.cuda.empty_cache()  # they need what the stages before have left reserved
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={context.accelerators}",
-        "-m", "foundry.engine.distill.rank", str(workspace.root),
+        "-m", "foundry.engine.distill.rank", str(workspace.root), str(context.dtype).removeprefix("torch."),
     ]  # fmt: skip
     message = f"distill: {context.accelerators} processes, one for each accelerator"
     context.report(EventType.LOG, message, stage="distill", processes=context.accelerators)

@@ -1,4 +1,4 @@
-"""One of the processes that distil together: `torchrun ... -m foundry.engine.distill.rank WORKSPACE`.
+"""One of the processes that distil together: `torchrun ... -m foundry.engine.distill.rank WORKSPACE DTYPE`.
 
 `launch` starts them on one machine. Several machines with one file system need the same torchrun command on each, with
 its --nnodes and --rdzv-endpoint. All end with status 0 when they are done or were asked to stop.
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,13 +39,13 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         dist.destroy_process_group()
 
 
-def _work(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
+def _work(dtype: torch.dtype, spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     with joined(context.device) as (ranks, device):
         asked = context.should_stop
         learn(
             spec, workspace,
             replace(
-                context, device=device, emit=context.emit if ranks.is_first else _silent,
+                context, device=device, dtype=dtype, emit=context.emit if ranks.is_first else _silent,
                 should_stop=lambda: bool(ranks.first_says(float(asked()))),
             ),
             ranks,
@@ -56,5 +57,6 @@ def _silent(event: RunEvent) -> None:
 
 
 if __name__ == "__main__":
-    status = main(Path(sys.argv[1]), _work)
+    _, _workspace, _dtype = sys.argv
+    status = main(Path(_workspace), partial(_work, getattr(torch, _dtype)))
     sys.exit(ExitCode.DONE if status == ExitCode.STOPPED else status)

@@ -191,7 +191,7 @@ def test_distill_stops_with_two_processes_and_goes_on_with_one(
     make_workspace: MakeWorkspace, context: RunContext, heard: Heard
 ) -> None:
     """The whole way: torchrun, a saved signal, events, the stop, a checkpoint in shards, plain models."""
-    asked = {"tokens": 4096, "batch_tokens": 512, "learning_rate": 3e-3, "signal": {"kind": "top_k", "k": 32}}
+    asked = {"tokens": 12288, "batch_tokens": 512, "learning_rate": 3e-3, "signal": {"kind": "top_k", "k": 32}}
     spec, alone = make_workspace("alone", distill=asked)
     distill(spec, alone, context)
     spec, divided = make_workspace("divided", distill=asked)
@@ -200,13 +200,20 @@ def test_distill_stops_with_two_processes_and_goes_on_with_one(
     with pytest.raises(Stopped):
         distill(spec, divided, replace(context, accelerators=2))
     steps = [event.data["step"] for event in heard.of(EventType.PROGRESS) if "loss" in event.data]
-    assert steps and steps[-1] < 8
+    assert steps and steps[-1] < 24
     heard.stop_after = None
     distill(spec, divided, context)
+    said = [workspace.result("distill")["targets"] for workspace in (alone, divided)]
     for target in FFN:
-        one, other = (
-            load_file(workspace.stage("distill", target) / "model" / "model.safetensors")
-            for workspace in (alone, divided)
-        )
+        assert said[1][target]["steps"] == said[0][target]["steps"] == 24
+        losses = [one[target]["held_out_loss_after"] for one in said]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+        start, one, other = (
+            load_file(folder / "model" / "model.safetensors")
+            for folder in (
+                divided.stage("prune", target), alone.stage("distill", target), divided.stage("distill", target)
+            )
+        )  # fmt: skip
+        # Wherever it was stopped. Weight by weight AdamW may step another way where a gradient is nothing but rounding.
         for name, tensor in one.items():
-            torch.testing.assert_close(tensor, other[name], rtol=1e-2, atol=1e-3, msg=name)
+            assert (other[name] - tensor).norm() < 0.05 * (tensor - start[name]).norm(), name
