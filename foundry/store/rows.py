@@ -34,10 +34,19 @@ class Json(TypeDecorator[Any]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        return None if value is None else json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
+        if value is None:
+            return None
+        try:
+            return _compact(value)
+        except ValueError:  # seldom: so only then is every item looked at
+            return _compact(_finite(value))
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
         return None if value is None else json.loads(value)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
 def _finite(value: Any) -> Any:
