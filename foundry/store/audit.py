@@ -16,6 +16,7 @@ from foundry.spec.resources import Page
 from foundry.store.ids import new_id
 from foundry.store.pages import moment, page_of
 from foundry.store.project_tables import AuditRow
+from foundry.store.rows import table_of
 
 
 @dataclass(kw_only=True)
@@ -46,7 +47,7 @@ def about(object_id: str) -> None:
 
 def signature(now: Any) -> Insert:
     """The statement that `sign` sends; `now` is the database's own expression."""
-    return insert(AuditRow.__table__).values(created_at=now)
+    return insert(table_of(AuditRow)).values(created_at=now)
 
 
 def sign(session: Session, signature: Insert) -> None:

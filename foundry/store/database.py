@@ -36,6 +36,7 @@ from sqlalchemy.sql.functions import GenericFunction
 
 from foundry.errors import DatabaseUnavailable, InvalidSettings, OperatorError, StorageFull
 from foundry.store import audit, sqlite_file
+from foundry.store.rows import Row, table_of
 from foundry.store.sqlite_file import BUSY_S
 
 _MIGRATING = 0x466F756E  # any number that no other user of the server takes for its advisory lock
@@ -66,7 +67,7 @@ _SIGNATURE = audit.signature(db_now())
 _INSERT: dict[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
-def insert_if_absent(session: Session, table: type[Any], **values: Any) -> bool:
+def insert_if_absent(session: Session, table: type[Row], **values: Any) -> bool:
     """Insert a row unless its key is taken, and say whether it was inserted.
 
     When another transaction holds the key, this waits until that one is committed or rolled back.
@@ -80,13 +81,13 @@ def insert_if_absent(session: Session, table: type[Any], **values: Any) -> bool:
 
 
 @cache
-def _insert_if_absent(dialect: str, table: type[Any], clocked: frozenset[str], given: frozenset[str]) -> Any:
+def _insert_if_absent(dialect: str, table: type[Row], clocked: frozenset[str], given: frozenset[str]) -> Any:
     """Built once for each kind of row: building it costs more than sending it."""
     values: dict[str, Any] = {name: db_now() for name in clocked} | {name: bindparam(name) for name in given}
-    return _INSERT[dialect](table.__table__).values(values).on_conflict_do_nothing().returning(literal_column("1"))
+    return _INSERT[dialect](table_of(table)).values(values).on_conflict_do_nothing().returning(literal_column("1"))
 
 
-def insert_rows(session: Session, table: type[Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def insert_rows(session: Session, table: type[Row], rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows at once that nobody goes on to change: a tenth of what it costs to let a session look after them.
 
     What they point to must be in the database already: the session's own objects are not written first.
@@ -96,8 +97,8 @@ def insert_rows(session: Session, table: type[Any], rows: Sequence[Mapping[str, 
 
 
 @cache
-def _insert(table: type[Any]) -> Insert:
-    return insert(table.__table__)
+def _insert(table: type[Row]) -> Insert:
+    return insert(table_of(table))
 
 
 class Database:

@@ -2,9 +2,9 @@
 
 import json
 import math
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import BigInteger, Double, MetaData, Text
+from sqlalchemy import BigInteger, Double, MetaData, Table, Text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import TypeDecorator
@@ -70,3 +70,8 @@ class Row(DeclarativeBase):
         }
     )
     type_annotation_map = {str: Words, int: BigInteger, float: Double}  # noqa: RUF012 - SQLAlchemy reads it so
+
+
+def table_of(kind: type[Row]) -> Table:
+    """The table itself, for statements that make no objects."""
+    return cast(Table, kind.__table__)
