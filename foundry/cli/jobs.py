@@ -80,12 +80,8 @@ def jobs(
 
     with service() as foundry:
         found = list(foundry.jobs.list(status=status, limit=limit))
-    if as_json:
-        render.print_json(found)
-    elif found:
-        render.out().print(render.jobs_table(found))
-    else:
-        render.say("no jobs" + (f" are {status}" if status else "; submit one with: foundry submit SPEC"))
+    empty = "no jobs" + (f" are {status}" if status else "; submit one with: foundry submit SPEC")
+    render.show_table(found, as_json, render.jobs_table, empty)
 
 
 def cancel(job: JobId, as_json: AsJson = False) -> None:
@@ -93,11 +89,7 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
     from foundry.cli import render
 
     with service() as foundry:
-        stopped = foundry.jobs.cancel(job)
-    if as_json:
-        render.print_json(stopped)
-    else:
-        print(f"{stopped.id} {stopped.status}")
+        render.show_status(foundry.jobs.cancel(job), as_json)
 
 
 def download(

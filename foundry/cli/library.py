@@ -113,10 +113,7 @@ def add_model(
         else:
             with DownloadProgress() as bar:
                 made = foundry.models.upload(source, name, progress=lambda done, total: bar(source, done, total))
-    if as_json:
-        render.print_json(made)
-    else:
-        print(made.id)
+    render.show_id(made, as_json)
 
 
 @models.command("delete")
@@ -139,10 +136,7 @@ def list_variants(
 
     with service() as foundry:
         found = list(foundry.variants.list(job_id=job, limit=limit))
-    if as_json:
-        render.print_json(found)
-    else:
-        render.out().print(render.variants_table(found))
+    render.show_table(found, as_json, render.variants_table, "no variants yet")
 
 
 @variants.command("lineage")

@@ -2,9 +2,9 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from rich import box
@@ -15,6 +15,7 @@ from rich.text import Text
 from foundry.errors import Forbidden, FoundryError, RequestFailed, ServiceUnreachable, Unauthorized
 from foundry.spec.device import DeviceProfile
 from foundry.spec.evaluation import Evaluation
+from foundry.spec.library import Model
 from foundry.spec.lifecycle import JobEvent, Status
 from foundry.spec.resources import Job, Variant
 from foundry.spec.variant import Metrics, VariantManifest
@@ -23,6 +24,7 @@ _STATUS_STYLES = {
     Status.SUCCEEDED: "green", Status.FAILED: "bold red", Status.CANCELLED: "yellow", Status.RUNNING: "cyan",
     Status.PAUSED: "yellow",
 }  # fmt: skip
+R = TypeVar("R", bound=BaseModel)
 _PIPE_WIDTH = 200
 """Tables in a pipe are not folded to the 80 columns that a pipe claims to have."""
 
@@ -72,6 +74,32 @@ def show_records(
     rows = [{field: getattr(record, field) for field in fields} for record in records]
     kept = [field for field in fields if any(row[field] not in (None, (), "") for row in rows)]
     show_rows([{field: row[field] for field in kept} for row in rows], as_json=False, empty=empty)
+
+
+def show_table(records: Sequence[R], as_json: bool, to_table: Callable[[Sequence[R]], Table], empty: str) -> None:
+    """Records as JSON, or in a table of their own; `empty` is said where there are none."""
+    if as_json:
+        print_json(records)
+    elif records:
+        out().print(to_table(records))
+    else:
+        say(empty)
+
+
+def show_id(made: Model | Job, as_json: bool) -> None:
+    """Something new: its id alone, for the next command in a script."""
+    if as_json:
+        print_json(made)
+    else:
+        print(made.id)
+
+
+def show_status(work: Job | Evaluation, as_json: bool) -> None:
+    """Where a job or an evaluation stands now."""
+    if as_json:
+        print_json(work)
+    else:
+        print(f"{work.id} {work.status}")
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], as_json: bool, empty: str = "there is nothing yet") -> None:
