@@ -71,25 +71,25 @@ def list_evaluations(
     limit: Limit = 20, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """List evaluations, newest first."""
-    from foundry.cli import render
+    from foundry.cli import render, tables
 
     with service() as foundry:
         found = list(foundry.evaluations.list(status=status, limit=limit))
     empty = "no evaluations" + (f" are {status}" if status else "; begin one with: foundry evaluate VARIANT")
-    render.show_table(found, as_json, render.evaluations_table, empty)
+    render.show_table(found, as_json, tables.evaluations_table, empty)
 
 
 @evaluations.command("show")
 def show_evaluation(evaluation: EvaluationId, as_json: AsJson = False) -> None:
     """Show what an evaluation has found so far."""
-    from foundry.cli import render
+    from foundry.cli import render, tables
 
     with service() as foundry:
         found = foundry.evaluations.get(evaluation)
     if as_json:
         render.print_json(found)
         return
-    render.out().print(render.evaluations_table([found]))
+    render.out().print(tables.evaluations_table([found]))
     _show_result(found)
 
 

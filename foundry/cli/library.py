@@ -132,11 +132,11 @@ def list_variants(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """List variants, newest first."""
-    from foundry.cli import render
+    from foundry.cli import render, tables
 
     with service() as foundry:
         found = list(foundry.variants.list(job_id=job, limit=limit))
-    render.show_table(found, as_json, render.variants_table, "no variants yet")
+    render.show_table(found, as_json, tables.variants_table, "no variants yet")
 
 
 @variants.command("lineage")

@@ -10,14 +10,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 
 def targets(as_json: AsJson = False) -> None:
     """List the devices that a spec can name."""
-    from foundry.cli import render
+    from foundry.cli import render, tables
     from foundry.spec.device import device_profiles
 
     profiles = list(device_profiles().values())
     if as_json:
         render.print_json(profiles)
     else:
-        render.out().print(render.targets_table(profiles))
+        render.out().print(tables.targets_table(profiles))
 
 
 def plan(
@@ -63,14 +63,14 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Carry out a spec here and now, without a service."""
-    from foundry.cli import render, running
+    from foundry.cli import render, running, tables
     from foundry.cli.specfile import read_spec
 
     manifests = running.run_here(read_spec(spec), output, device)
     if as_json:
         render.print_json({manifest.target: str(folder) for folder, manifest in manifests})
         return
-    render.out().print(render.metrics_table([manifest for _, manifest in manifests]))
+    render.out().print(tables.metrics_table([manifest for _, manifest in manifests]))
     for folder, _ in manifests:
         print(folder)
 
