@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foundry.errors import Forbidden, FoundryError, RequestFailed, ServiceUnreachable, Unauthorized
+from foundry.spec.access import Member
 from foundry.spec.evaluation import Evaluation
 from foundry.spec.library import Model
 from foundry.spec.lifecycle import JobEvent
@@ -80,7 +81,7 @@ def show_table(records: Sequence[R], as_json: bool, to_table: Callable[[Sequence
         say(empty)
 
 
-def show_id(made: Model | Job, as_json: bool) -> None:
+def show_id(made: Model | Member | Job, as_json: bool) -> None:
     """Something new: its id alone, for the next command in a script."""
     if as_json:
         print_json(made)
