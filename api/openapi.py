@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from api.auth import OPEN_ENDPOINTS, scope_of
 from api.errors import MEDIA_TYPE, Problem
 from api.examples import EXAMPLES
+from api.field_docs import describe_fields
 from foundry.spec.access import Scope
 from foundry.spec.report import JobReport
 
@@ -86,6 +87,7 @@ def complete(spec: dict[str, Any]) -> dict[str, Any]:
     spec["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for name, example in EXAMPLES.items():
         schemas[name]["examples"] = [example]
+    describe_fields(schemas)
     from api.answers import answers  # late: it shows the records of views, which import this module
 
     scopes = _scopes()

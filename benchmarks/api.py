@@ -1,30 +1,34 @@
 """`make bench-api`: the service behind gunicorn on loopback, on SQLite and on PostgreSQL, with many jobs in its tables.
 
-Measures submit, get and list with an empty table and with 100,000 jobs; the time from an event's commit to a reader of
-its stream, with one stream open and with 200; the rate of a download against plain sendfile; the memory of the API's
-process. Load and service share the machine, so compare figures of one run with each other.
+Measures submit, get and list with an empty table and with 100,000 jobs, as fast as clients can ask and at 100 submits a
+second; the time from an event's commit to the readers of its stream, with one stream open and with 200; the rate of a
+download against plain sendfile; the processor time of the console's pages; the memory of the API's processes. Prints
+Markdown for docs/results.md. Load and service share the machine, so compare figures of one run with each other.
 """
 
 import argparse
 import http.client
 import json
+import logging
 import os
-import socket
+import platform
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import psutil
+import structlog
 from sqlalchemy import insert
 
+from api.app import create_app
+from benchmarks.load import Client, Figures, busy, paced, quantile
 from benchmarks.plain import serve_file
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
@@ -33,93 +37,63 @@ from foundry.store.ids import new_id
 from foundry.store.tables import JobRow
 from tests.servers import free_port, running_postgres
 from tests.serving import Serving
+from tests.unit.api.browsing import Browser
 
 ROOT = Path(__file__).parents[1]
 JOBS = "/v1/customization/jobs"
-STATUSES = ("succeeded", "failed", "cancelled", "queued")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """One kind of request under load. Milliseconds are of a whole request as the client sees it."""
-
-    what: str
-    requests_per_s: float
-    p50_ms: float
-    p99_ms: float
-
-    def __str__(self) -> str:
-        return f"{self.what:<42}{self.requests_per_s:>8.0f}/s {self.p50_ms:>8.1f} ms {self.p99_ms:>8.1f} ms"
+STATUSES = ("succeeded", "failed", "cancelled")
+PAGES = {"overview": "/", "the part asked for every second": "/live", "jobs": "/jobs", "new job": "/jobs/new"}
 
 
 class Api:
-    """A gunicorn process and how to talk to it."""
+    """Gunicorn's processes and how to talk to them."""
 
-    def __init__(self, serving: Serving, port: int) -> None:
-        self.serving, self.port = serving, port
-        self.headers = {"Authorization": f"Bearer {serving.key}", "Content-Type": "application/json"}
+    def __init__(self, serving: Serving, port: int, gunicorn: psutil.Process) -> None:
+        self.serving, self.port, self._gunicorn = serving, port, gunicorn
 
-    def connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+    def connect(self) -> Client:
+        """A connection of its own."""
+        return Client(self.port, self.serving.key)
 
-    def ask(self, connection: http.client.HTTPConnection, method: str, path: str, body: str | None = None) -> Any:
-        connection.request(method, path, body, self.headers)
-        response = connection.getresponse()
-        raw = response.read()
-        assert response.status < 300, raw
-        return json.loads(raw)
+    def cpu_s(self) -> float:
+        """Processor time that the answering processes have used."""
+        times = [worker.cpu_times() for worker in self._gunicorn.children()]
+        return float(sum(t.user + t.system for t in times))
 
-    def load(
-        self, what: str, ask: Callable[[http.client.HTTPConnection], Any], clients: int, seconds: float
-    ) -> Figures:
-        """As many requests as `clients` get answered, one after the other each."""
-        taken: list[float] = []
-        end = time.monotonic() + seconds
-
-        def work() -> None:
-            with closing(self.connection()) as connection:
-                while (began := time.monotonic()) < end:
-                    ask(connection)
-                    taken.append(time.monotonic() - began)
-
-        began = time.monotonic()
-        threads = [threading.Thread(target=work) for _ in range(clients)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        taken.sort()
-        lasted = time.monotonic() - began
-        p99 = taken[min(len(taken) - 1, int(0.99 * len(taken)))]
-        return Figures(what=what, requests_per_s=len(taken) / lasted, p50_ms=1000 * median(taken), p99_ms=1000 * p99)
+    def memory_mb(self) -> str:
+        """Resident memory of each answering process."""
+        return " and ".join(f"{worker.memory_info().rss / 1e6:.0f}" for worker in self._gunicorn.children())
 
 
 @contextmanager
-def running(serving: Serving, url: str, processes: int) -> Iterator[tuple[Api, list[psutil.Process]]]:
-    """The API on this database; also the processes that answer."""
+def running(serving: Serving, processes: int) -> Iterator[Api]:
+    """The API on this service's database."""
     port = free_port()
     environment = {
         **os.environ, "FOUNDRY_HOME": str(serving.settings.home), "FOUNDRY_PORT": str(port),
-        "FOUNDRY_DATABASE_URL": url, "FOUNDRY_TEACHER_ROOTS": str(serving.teacher.parent),
+        "FOUNDRY_DATABASE_URL": serving.settings.database_url, "FOUNDRY_TEACHER_ROOTS": str(serving.teacher.parent),
         "FOUNDRY_REQUESTS_PER_MINUTE": "100000000", "WEB_CONCURRENCY": str(processes),
     }  # fmt: skip
     command = [sys.executable, "-m", "gunicorn", "--config", "python:api.gunicorn_conf", "api.wsgi:app"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        api = Api(serving, port)
-        while True:
-            try:
-                with closing(api.connection()) as connection:
-                    connection.request("GET", "/readyz")
-                    if connection.getresponse().status == 200:
-                        break
-            except OSError:
-                assert process.poll() is None
-                time.sleep(0.1)
-        yield api, psutil.Process(process.pid).children()
+        gunicorn = psutil.Process(process.pid)
+        while len(gunicorn.children()) < processes or not _is_ready(port):
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield Api(serving, port, gunicorn)
     finally:
         process.terminate()
         process.wait(60)
+
+
+def _is_ready(port: int) -> bool:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
 
 
 def fill(serving: Serving, count: int) -> list[str]:
@@ -139,59 +113,54 @@ def fill(serving: Serving, count: int) -> list[str]:
     return [row["id"] for row in rows]
 
 
-def requests(api: Api, jobs: list[str], clients: int, seconds: float) -> Iterator[Figures]:
+def requests(api: Api, jobs: list[str], options: argparse.Namespace) -> Iterator[tuple[str, Figures]]:
     """Every kind of request with as many jobs in the table."""
-    label = f"{len(jobs):,} jobs"
-    body = json.dumps(api.serving.spec())
-    yield api.load(f"submit, {label}", lambda c: api.ask(c, "POST", JOBS, body), clients, seconds)
+    submit = ("POST", JOBS, json.dumps(api.serving.spec()).encode())
+    rate = f"submit, {options.rate:g}/s asked for"
+    yield rate, paced(api.connect, api.cpu_s, submit, options.rate, 2 * options.seconds)
+    asked = partial(busy, api.connect, api.cpu_s, clients=options.clients, seconds=options.seconds)
+    yield "submit", asked(submit)
     known = jobs[len(jobs) // 2] if jobs else api.serving.submit().id
-    yield api.load(f"get, {label}", lambda c: api.ask(c, "GET", f"{JOBS}/{known}"), clients, seconds)
-    lists = {"list, first page": "?limit=20", "list, one status": "?limit=20&status=failed"}
+    kinds = {
+        "get": f"/{known}", "list of 20, first page": "?limit=20", "list of 20, one status": "?limit=20&status=queued"
+    }  # fmt: skip
     if jobs:
-        lists["list, from the middle"] = f"?limit=20&after={known}"
-    for what, query in lists.items():
-        path = f"{JOBS}{query}"
-        yield api.load(f"{what}, {label}", lambda c, path=path: api.ask(c, "GET", path), clients, seconds)
+        kinds["list of 20, from the middle"] = f"?limit=20&after={known}"
+    for what, query in kinds.items():
+        yield what, asked(("GET", f"{JOBS}{query}", b""))
 
 
-def event_delays_ms(api: Api, streams: int, events: int) -> list[float]:
-    """From the commit of an event to its arrival, on one of so many open streams."""
+def event_delays_ms(api: Api, streams: int, events: int) -> tuple[list[float], list[float]]:
+    """From the commit of an event to its arrival on the first and on the last of so many open streams of one job."""
     serving = api.serving
     job = serving.submit()
     claim = serving.memory.jobs.claim("bench", job.id)
     assert claim is not None
-    path, delays = f"{JOBS}/{job.id}/events", []
+    first, last = [], []
     with ExitStack() as stack:
-        opened = []
-        for _ in range(streams):
-            connection = stack.enter_context(closing(api.connection()))
-            connection.request("GET", path, headers={**api.headers, "Accept": "text/event-stream"})
-            opened.append(connection.getresponse())
-        first = opened[0]
-        _read_until(first, "job.started")
+        clients = [stack.enter_context(closing(api.connect())) for _ in range(streams)]
+        for client in clients:
+            client.send("GET", f"{JOBS}/{job.id}/events", headers="Accept: text/event-stream\r\n")
+            client.until(b"job.started")
         for number in range(events):
-            time.sleep(0.15)
-            serving.memory.jobs.append(claim, [RunEvent(type=EventType.LOG, message=f"event {number}")])
+            time.sleep(0.05 + 0.1 * number / events)  # at every moment of the watcher's beat alike
+            serving.memory.jobs.append(claim, [RunEvent(type=EventType.LOG, message=f"event {number}.")])
             committed = time.monotonic()
-            _read_until(first, f"event {number}")
-            delays.append(1000 * (time.monotonic() - committed))
+            clients[0].until(f"event {number}.".encode())
+            first.append(1000 * (time.monotonic() - committed))
+            for client in clients[1:]:
+                client.until(f"event {number}.".encode())
+            last.append(1000 * (time.monotonic() - committed))
     serving.memory.jobs.release(claim, "done")
     serving.memory.jobs.cancel(serving.project, job.id)
-    return sorted(delays)
+    return sorted(first), sorted(last)
 
 
-def _read_until(response: http.client.HTTPResponse, word: str) -> None:
-    while line := response.readline():
-        if line.startswith(b"data:") and word.encode() in line:
-            return
-    raise AssertionError("the stream ended")
-
-
-def download_mb_per_s(port: int, path: str, headers: dict[str, str]) -> float:
+def download_mb_per_s(port: int, path: str, headers: Mapping[str, str]) -> float:
     """Of one file over one connection, read and dropped."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
         began = time.monotonic()
-        connection.request("GET", path, headers=headers)
+        connection.request("GET", path, headers=dict(headers))
         response = connection.getresponse()
         size, buffer = 0, bytearray(2**20)
         while count := response.readinto(buffer):
@@ -199,37 +168,84 @@ def download_mb_per_s(port: int, path: str, headers: dict[str, str]) -> float:
         return size / 1e6 / (time.monotonic() - began)
 
 
-def measure(kind: str, url: str | None, options: argparse.Namespace) -> None:
-    """All figures on one database, printed as they come."""
+def downloads(api: Api, options: argparse.Namespace) -> str:
+    """Ours beside plain sendfile, by turns on the same file."""
+    content = os.urandom(2**20) * options.megabytes
+    variant = api.serving.publish(api.serving.submit(), {"model.gguf": content})
+    path = f"/v1/variants/{variant.id}/files/model.gguf"
+    blob = api.serving.memory.variants.file(api.serving.project, variant.id, "model.gguf")[0]
+    pairs = []
+    with serve_file(blob) as port:
+        for _ in range(options.repeats):
+            plain = download_mb_per_s(port, "/", {})
+            pairs.append((download_mb_per_s(api.port, path, {"Authorization": f"Bearer {api.serving.key}"}), plain))
+    ratios = sorted(ours / plain for ours, plain in pairs)
+    return (
+        f"Download of {len(content) / 1e6:.0f} MB: {median(ours for ours, _ in pairs):,.0f} MB/s, plain sendfile "
+        f"{median(plain for _, plain in pairs):,.0f} MB/s; {median(ratios):.0%} (median of {len(ratios)} pairs, "
+        f"{ratios[0]:.0%} to {ratios[-1]:.0%}). Aim: at least 80 %."
+    )
+
+
+def table(api: Api, jobs: list[str], options: argparse.Namespace) -> None:
+    """One row a kind of request."""
+    print(f"\nWith {len(jobs):,} jobs before, {options.clients} clients:\n")
+    print("| | requests/s | p50, ms | p99, ms | processor time, ms |\n|---|---|---|---|---|")
+    for what, found in requests(api, jobs, options):
+        numbers = f"{found.requests_per_s:.0f} | {found.p50_ms:.1f} | {found.p99_ms:.1f} | {found.cpu_ms:.1f}"
+        print(f"| {what} | {numbers} |", flush=True)
+
+
+def measure(processes: int, serving: Serving, jobs: list[str], options: argparse.Namespace) -> list[str]:
+    """All figures with so many processes, printed as they come; the jobs in the table then."""
+    with running(serving, processes) as api:
+        fresh_mb = api.memory_mb()
+        warm = ("POST", JOBS, json.dumps(serving.spec()).encode())
+        paced(api.connect, api.cpu_s, warm, options.rate, 1.0)  # connections, caches, threads: a deploy, not a load
+        if not jobs:
+            table(api, jobs, options)
+            jobs = fill(serving, options.jobs)
+        table(api, jobs, options)
+        print()
+        for streams in (1, options.streams):
+            first, last = event_delays_ms(api, streams, options.events)
+            print(
+                f"- From commit to reader, {streams} open on one job: {median(first):.0f} ms (median), "
+                f"{quantile(first, 0.99):.0f} ms (p99); to the last of them {median(last):.0f} and "
+                f"{quantile(last, 0.99):.0f} ms.",
+                flush=True,
+            )
+        print(f"- {downloads(api, options)}")
+        print(f"- Memory of the API's processes: {fresh_mb} MB at first, {api.memory_mb()} MB after all that.")
+    return jobs
+
+
+def pages(serving: Serving) -> None:
+    """What the console's pages cost in one process without a socket, with the jobs of the tables before."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    reader = Browser(create_app(serving.settings), serving.key)
+    print("\nThe console, processor time, median of eleven:\n\n| page | ms | bytes |\n|---|---|---|")
+    for name, path in PAGES.items():
+        taken = []
+        for _ in range(12):
+            began = time.process_time()
+            answer = reader.get(path)
+            taken.append(1000 * (time.process_time() - began))
+        print(f"| {name} | {median(taken[1:]):.0f} | {len(answer.data):,} |", flush=True)
+
+
+def on(database: str, url: str | None, options: argparse.Namespace) -> None:
+    """Everything on one database."""
     with TemporaryDirectory(prefix="fdy-bench-") as name:
         serving = Serving(Path(name))
-        url = url or f"sqlite:///{serving.settings.home / 'foundry.db'}"
-        serving.__dict__["settings"] = serving.settings.model_copy(update={"database_url": url})
+        if url is not None:
+            serving.__dict__["settings"] = serving.settings.model_copy(update={"database_url": url})
         assert serving.teacher and serving.dataset
-        print(f"\n{kind}: {options.clients} clients, {options.processes} processes")
-        print(f"{'':<42}{'requests':>10} {'p50':>11} {'p99':>11}")
-        with running(serving, url, options.processes) as (api, workers):
-            for figures in requests(api, [], options.clients, options.seconds):
-                print(figures, flush=True)
-            for figures in requests(api, fill(serving, options.jobs), options.clients, options.seconds):
-                print(figures, flush=True)
-            for streams in (1, options.streams):
-                delays = event_delays_ms(api, streams, options.events)
-                p99 = delays[int(0.99 * len(delays))]
-                print(f"event to stream, {streams} open: median {median(delays):.0f} ms, p99 {p99:.0f} ms", flush=True)
-            content = os.urandom(2**20) * options.megabytes
-            variant = serving.publish(serving.submit(), {"model.gguf": content})
-            path = f"/v1/variants/{variant.id}/files/model.gguf"
-            blob = serving.memory.variants.file(serving.project, variant.id, "model.gguf")[0]
-            ratios = []
-            with serve_file(blob) as port:
-                for _ in range(options.repeats):
-                    plain = download_mb_per_s(port, "/", {})
-                    ours = download_mb_per_s(api.port, path, api.headers)
-                    ratios.append(ours / plain)
-            print(f"download: {ours:.0f} MB/s, {median(ratios):.0%} of plain sendfile (median of {len(ratios)} pairs)")
-            memory = ", ".join(f"{worker.memory_info().rss / 1e6:.0f} MB" for worker in workers)
-            print(f"memory of the API's processes: {memory}")
+        jobs: list[str] = []
+        for processes in options.processes:
+            print(f"\n### {database}, {processes} process{'es' if processes > 1 else ''}")
+            jobs = measure(processes, serving, jobs, options)
+        pages(serving)
         serving.memory.database.close()
 
 
@@ -244,23 +260,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--processes", type=int, default=1, help="of gunicorn")
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each kind of request")
+    parser.add_argument("--rate", type=float, default=100, help="submits a second that are asked for")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="of gunicorn, one run for each")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each kind of request; twice that at a rate")
     parser.add_argument("--streams", type=int, default=200)
-    parser.add_argument("--events", type=int, default=40)
+    parser.add_argument("--events", type=int, default=100)
     parser.add_argument("--megabytes", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--database", choices=("sqlite", "postgresql"), help="only this one")
     options = parser.parse_args()
-    load = os.getloadavg()[0]
-    print(f"{processor()}, {os.cpu_count()} cores, load {load:.1f} before the run, Python {sys.version.split()[0]}")
+    packages = ", ".join(f"{name} {version(name)}" for name in ("SQLAlchemy", "Flask", "gunicorn", "psycopg"))
+    print(
+        f"{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the run; "
+        f"Python {platform.python_version()}, {packages}."
+    )
     if options.database != "postgresql":
-        measure("SQLite", None, options)
+        on("SQLite", None, options)
     if options.database != "sqlite":
         with running_postgres(fsync=True) as postgres:
-            measure("PostgreSQL", postgres.new_database(), options)
+            on("PostgreSQL", postgres.new_database(), options)
+    print(f"\nLoad after the run: {os.getloadavg()[0]:.1f}.")
 
 
 if __name__ == "__main__":
-    socket.setdefaulttimeout(60)
     main()

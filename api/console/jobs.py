@@ -1,7 +1,7 @@
 """Jobs: the list, one job as it goes on, and what can be asked of it."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flask import Blueprint, Response, flash, jsonify, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
@@ -62,27 +62,16 @@ def create() -> AnyResponse | tuple[str, int]:
 @needs(Scope.JOBS_READ)
 def get_job(job_id: str) -> str:
     """One job as it stands; a script keeps it up to date."""
-    memory, project = state(), project_id()
-    job = memory.jobs.get(project, job_id)
-    last_seq, events = memory.history.latest(project, job_id, _SHOWN_EVENTS)
-    attempts = memory.history.attempts(project, job_id, _SHOWN_ATTEMPTS).data
-    return render_template(
-        "job.html", job=job, last_seq=last_seq, events=events, attempts=attempts, stages=_line(job, events),
-        variants=_variants(job), spec=job.spec.model_dump_json(indent=2, exclude_defaults=True),
-    )  # fmt: skip
+    shown = _standing(job_id)
+    spec = shown["job"].spec.model_dump_json(indent=2, exclude_defaults=True)
+    return render_template("job.html", **shown, spec=spec)
 
 
 @jobs.get("/jobs/<job_id>/panel")
 @needs(Scope.JOBS_READ)
 def panel(job_id: str) -> str:
     """The part of the page that a change of status changes."""
-    memory, project = state(), project_id()
-    job = memory.jobs.get(project, job_id)
-    _, events = memory.history.latest(project, job_id, _SHOWN_EVENTS)
-    attempts = memory.history.attempts(project, job_id, _SHOWN_ATTEMPTS).data
-    return render_template(
-        "fragments/panel.html", job=job, stages=_line(job, events), variants=_variants(job), attempts=attempts
-    )
+    return render_template("fragments/panel.html", **_standing(job_id))
 
 
 @jobs.get("/jobs/<job_id>/figures")
@@ -127,6 +116,17 @@ def delete(job_id: str) -> AnyResponse:
     state().removal.job(project_id(), job_id)
     flash("The job and its history are deleted.")
     return redirect(url_for("jobs.list_jobs"), 303)
+
+
+def _standing(job_id: str) -> dict[str, Any]:
+    """All that the page of a job shows and its panel shows again."""
+    memory, project = state(), project_id()
+    job = memory.jobs.get(project, job_id)
+    last_seq, events = memory.history.latest(project, job_id, _SHOWN_EVENTS)
+    return {
+        "job": job, "last_seq": last_seq, "events": events, "stages": _line(job, events), "variants": _variants(job),
+        "attempts": memory.history.attempts(project, job_id, _SHOWN_ATTEMPTS).data,
+    }  # fmt: skip
 
 
 def _back(job: Job) -> AnyResponse:

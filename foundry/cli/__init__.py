@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from foundry.cli import account, evaluations, folders, jobs, library, local, service, service_client, steering
+from foundry.cli import access, account, evaluations, folders, jobs, library, local, service, service_client, steering
 
 app = typer.Typer(
     name="foundry",
@@ -18,7 +18,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _PANELS = {
-    "A service": (service.up, account.login, account.logout, account.profiles, account.whoami, account.usage),
+    "A service": (
+        service.up, account.login, account.logout, account.profiles, account.whoami, account.usage, access.audit,
+    ),
     "Jobs": (
         steering.estimate, jobs.submit, jobs.watch, jobs.jobs, jobs.cancel, steering.pause, steering.resume,
         steering.retry, steering.clone, steering.logs, steering.metrics, jobs.download,
@@ -33,7 +35,7 @@ for panel, commands in _PANELS.items():
 for name, group in {
     "datasets": library.datasets, "models": library.models, "variants": library.variants, "aliases": library.aliases,
     "evaluations": evaluations.evaluations,
-    "keys": account.keys, "webhooks": account.webhooks,
+    "keys": account.keys, "members": access.members, "projects": access.projects, "webhooks": account.webhooks,
 }.items():  # fmt: skip
     app.add_typer(group, name=name, rich_help_panel="What a project has")
 

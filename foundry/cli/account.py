@@ -116,13 +116,15 @@ def create_key(
         list[str] | None, typer.Option(help="What it may do, such as jobs:read; by default all that yours may.")
     ] = None,
     days: Annotated[float | None, typer.Option(help="How long it lives.")] = None,
+    member: Annotated[str | None, typer.Option(help="Whose it is: it never reaches further than their role.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, this once."""
     from foundry.cli import render
 
     with service() as foundry:
-        issued = foundry.keys.create(name, scopes=scope, lives_s=None if days is None else days * 86400)
+        lives_s = None if days is None else days * 86400
+        issued = foundry.keys.create(name, scopes=scope, lives_s=lives_s, member_id=member)
     if as_json:
         render.print_json(issued)
     else:

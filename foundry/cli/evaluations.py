@@ -1,5 +1,6 @@
 """Evaluations on a service: what `foundry evaluate` does with an id, and the group `foundry evaluations`."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,12 +26,19 @@ def is_evaluation(work: str) -> bool:
     return work.startswith("eval_")
 
 
-def submit(asked: dict[str, Any], watch: bool, as_json: bool) -> None:
-    """Queue an evaluation and say how to follow it, or follow it."""
+def require_unset(options: Mapping[str, object]) -> None:
+    """Refuse what an evaluation on the service cannot be told; None is what was not given."""
+    if given := [option for option, value in options.items() if value is not None]:
+        raise typer.BadParameter(f"{', '.join(given)}: the service's operator decides that, not this command")
+
+
+def submit(asked: Mapping[str, Any], watch: bool, as_json: bool) -> None:
+    """Queue an evaluation and say how to follow it, or follow it; None is what was not given."""
     from foundry.cli import render
 
+    asked = {name: value for name, value in asked.items() if value is not None}
     if not {"suite", "tasks", "data"} & set(asked):
-        asked = {**asked, "suite": "quick"}
+        asked["suite"] = "quick"
     with service() as foundry:
         made = foundry.evaluations.create(asked)
         if watch and not as_json:
@@ -63,51 +71,53 @@ def list_evaluations(
     limit: Limit = 20, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """List evaluations, newest first."""
-    from foundry.cli import render
+    from foundry.cli import render, tables
 
     with service() as foundry:
         found = list(foundry.evaluations.list(status=status, limit=limit))
-    if as_json:
-        render.print_json(found)
-    elif found:
-        render.out().print(render.evaluations_table(found))
-    else:
-        render.say("no evaluations" + (f" are {status}" if status else "; begin one with: foundry evaluate VARIANT"))
+    empty = "no evaluations" + (f" are {status}" if status else "; begin one with: foundry evaluate VARIANT")
+    render.show_table(found, as_json, tables.evaluations_table, empty)
 
 
 @evaluations.command("show")
 def show_evaluation(evaluation: EvaluationId, as_json: AsJson = False) -> None:
     """Show what an evaluation has found so far."""
-    from foundry.cli import render
+    from foundry.cli import render, tables
 
     with service() as foundry:
         found = foundry.evaluations.get(evaluation)
     if as_json:
         render.print_json(found)
         return
-    render.out().print(render.evaluations_table([found]))
+    render.out().print(tables.evaluations_table([found]))
     _show_result(found)
 
 
 @evaluations.command("cancel")
 def cancel_evaluation(evaluation: EvaluationId, as_json: AsJson = False) -> None:
     """Stop an evaluation for good; what is finished stays."""
+    from foundry.cli import render
+
     with service() as foundry:
-        _show_status(foundry.evaluations.cancel(evaluation), as_json)
+        render.show_status(foundry.evaluations.cancel(evaluation), as_json)
 
 
 @evaluations.command("pause")
 def pause_evaluation(evaluation: EvaluationId, as_json: AsJson = False) -> None:
     """Let an evaluation wait."""
+    from foundry.cli import render
+
     with service() as foundry:
-        _show_status(foundry.evaluations.pause(evaluation), as_json)
+        render.show_status(foundry.evaluations.pause(evaluation), as_json)
 
 
 @evaluations.command("resume")
 def resume_evaluation(evaluation: EvaluationId, as_json: AsJson = False) -> None:
     """Queue a paused evaluation again."""
+    from foundry.cli import render
+
     with service() as foundry:
-        _show_status(foundry.evaluations.resume(evaluation), as_json)
+        render.show_status(foundry.evaluations.resume(evaluation), as_json)
 
 
 @evaluations.command("delete")
@@ -118,15 +128,6 @@ def delete_evaluation(evaluation: EvaluationId, as_json: AsJson = False) -> None
     with service() as foundry:
         foundry.evaluations.delete(evaluation)
     render.show_done(as_json, "deleted", evaluation)
-
-
-def _show_status(evaluation: "Evaluation", as_json: bool) -> None:
-    from foundry.cli import render
-
-    if as_json:
-        render.print_json(evaluation)
-    else:
-        print(f"{evaluation.id} {evaluation.status}")
 
 
 def _show_result(evaluation: "Evaluation") -> None:

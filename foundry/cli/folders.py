@@ -84,7 +84,7 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Measure a variant here: load time, memory, speed, loss. The exit status is 1 when it is over its budget."""
-    from foundry.cli import render
+    from foundry.cli import render, tables
     from foundry.engine.export import measure as measuring
     from foundry.engine.export.manifest import verify_folder
     from foundry.serve.options import free_threads
@@ -111,7 +111,7 @@ def measure(
             "uploaded": [sent.id for sent in kept],
         })  # fmt: skip
     else:
-        render.out().print(render.measured_table([one.metrics for one in found]))
+        render.out().print(tables.measured_table([one.metrics for one in found]))
         for reason in over:
             render.say(f"over the budget of {target or manifest.target}: {reason}", style="bold red")
         for sent in kept:

@@ -59,14 +59,14 @@ def watch(
 
 
 def _follow(foundry: "Foundry", job_id: str) -> None:
-    from foundry.cli import render
+    from foundry.cli import render, tables
 
     try:
         foundry.jobs.wait(job_id)
     except KeyboardInterrupt:
         render.say(f"the job goes on: foundry watch {job_id}, foundry cancel {job_id}", style="yellow")
         raise
-    render.out().print(render.variants_table(foundry.variants.list(job_id=job_id)))
+    render.out().print(tables.variants_table(foundry.variants.list(job_id=job_id)))
     render.say(f"bring them here with: foundry download {job_id}")
 
 
@@ -76,16 +76,12 @@ def jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    from foundry.cli import render
+    from foundry.cli import render, tables
 
     with service() as foundry:
         found = list(foundry.jobs.list(status=status, limit=limit))
-    if as_json:
-        render.print_json(found)
-    elif found:
-        render.out().print(render.jobs_table(found))
-    else:
-        render.say("no jobs" + (f" are {status}" if status else "; submit one with: foundry submit SPEC"))
+    empty = "no jobs" + (f" are {status}" if status else "; submit one with: foundry submit SPEC")
+    render.show_table(found, as_json, tables.jobs_table, empty)
 
 
 def cancel(job: JobId, as_json: AsJson = False) -> None:
@@ -93,11 +89,7 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
     from foundry.cli import render
 
     with service() as foundry:
-        stopped = foundry.jobs.cancel(job)
-    if as_json:
-        render.print_json(stopped)
-    else:
-        print(f"{stopped.id} {stopped.status}")
+        render.show_status(foundry.jobs.cancel(job), as_json)
 
 
 def download(

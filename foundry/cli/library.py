@@ -113,10 +113,7 @@ def add_model(
         else:
             with DownloadProgress() as bar:
                 made = foundry.models.upload(source, name, progress=lambda done, total: bar(source, done, total))
-    if as_json:
-        render.print_json(made)
-    else:
-        print(made.id)
+    render.show_id(made, as_json)
 
 
 @models.command("delete")
@@ -135,14 +132,11 @@ def list_variants(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """List variants, newest first."""
-    from foundry.cli import render
+    from foundry.cli import render, tables
 
     with service() as foundry:
         found = list(foundry.variants.list(job_id=job, limit=limit))
-    if as_json:
-        render.print_json(found)
-    else:
-        render.out().print(render.variants_table(found))
+    render.show_table(found, as_json, tables.variants_table, "no variants yet")
 
 
 @variants.command("lineage")

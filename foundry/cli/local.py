@@ -10,14 +10,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 
 def targets(as_json: AsJson = False) -> None:
     """List the devices that a spec can name."""
-    from foundry.cli import render
+    from foundry.cli import render, tables
     from foundry.spec.device import device_profiles
 
     profiles = list(device_profiles().values())
     if as_json:
         render.print_json(profiles)
     else:
-        render.out().print(render.targets_table(profiles))
+        render.out().print(tables.targets_table(profiles))
 
 
 def plan(
@@ -63,80 +63,74 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Carry out a spec here and now, without a service."""
-    from foundry.cli import render, running
+    from foundry.cli import render, running, tables
     from foundry.cli.specfile import read_spec
 
     manifests = running.run_here(read_spec(spec), output, device)
     if as_json:
         render.print_json({manifest.target: str(folder) for folder, manifest in manifests})
         return
-    render.out().print(render.metrics_table([manifest for _, manifest in manifests]))
+    render.out().print(tables.metrics_table([manifest for _, manifest in manifests]))
     for folder, _ in manifests:
         print(folder)
 
 
+Scored = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model's or a variant's folder, or ORG/NAME; or the id of a variant or model of the service "
+        "(var_..., mdl_...), which then does the work.",
+    ),
+]
+Format = Annotated[str | None, typer.Option(help="Of a variant: a GGUF such as gguf:q4_k_m, not the safetensors.")]
+Suite = Annotated[
+    str | None,
+    typer.Option(help="minitron (the nine published benchmarks) or quick (four of them).", show_default="quick"),
+]
+Tasks = Annotated[str | None, typer.Option(metavar="A,B", help="These tasks alone, by the harness's names.")]
+TaskFolder = Annotated[Path | None, typer.Option(help="Your own tasks: the harness's YAML files.")]
+DataDir = Annotated[Path | None, typer.Option(help="Local copies of the benchmarks instead of the hub.")]
+Examples = Annotated[int | None, typer.Option(min=1, help="Examples of each task (of each subject in MMLU).")]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run code that the model writes, confined.")]
+HeldOut = Annotated[
+    str | None, typer.Option(metavar="FILE|DATASET", help="Measure on the held-out side of this instead of a suite.")
+]
+Compared = Annotated[str | None, typer.Option(help="With --data: how close the model is to this one.")]
+Tokens = Annotated[int, typer.Option(min=1, help="With --data: how much of it is read.")]
+Results = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Results of a suite; started again, it goes on there.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU when there is one.")]
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="On the service: stay until the evaluation has ended.")]
+
+
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A model's or a variant's folder, or ORG/NAME; or the id of a variant or model of the service "
-            "(var_..., mdl_...), which then does the work.",
-        ),
-    ],
-    format: Annotated[
-        str | None, typer.Option(help="Of a variant: a GGUF such as gguf:q4_k_m instead of the safetensors.")
-    ] = None,
-    suite: Annotated[
-        str | None,
-        typer.Option(help="minitron (the nine published benchmarks) or quick (four of them).", show_default="quick"),
-    ] = None,
-    tasks: Annotated[str | None, typer.Option(metavar="A,B", help="These tasks alone, by the harness's names.")] = None,
-    task_folder: Annotated[Path | None, typer.Option(help="Your own tasks: the harness's YAML files.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Local copies of the benchmarks instead of the hub.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task (of each subject in MMLU).")] = None,
-    allow_code: Annotated[bool, typer.Option("--allow-code", help="Run code that the model writes, confined.")] = False,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|DATASET", help="Measure on the held-out side of this instead of a suite."),
-    ] = None,
-    teacher: Annotated[str | None, typer.Option(help="With --data: how close the model is to this one.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="With --data: how much of it is read.")] = 65_536,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Results of a suite; started again, it goes on there.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU when there is one.")] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="On the service: stay until the evaluation has ended.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
+    model: Scored, format: Format = None, suite: Suite = None, tasks: Tasks = None, task_folder: TaskFolder = None,
+    data_dir: DataDir = None, limit: Examples = None, allow_code: AllowCode = False, data: HeldOut = None,
+    teacher: Compared = None, tokens: Tokens = 65_536, output: Results = None, device: Device = None,
+    watch: Watch = False, as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Score a model or a variant: in benchmarks, beside published models, or on your own held-out text."""
     from foundry.cli import evaluating, evaluations, render
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks else ()
     if evaluations.is_of_the_service(model):
-        mine = {"--task-folder": task_folder, "--data-dir": data_dir, "--output": output, "--device": device}
-        if given := [option for option, value in mine.items() if value is not None] + ["--allow-code"] * allow_code:
-            raise typer.BadParameter(f"{', '.join(given)}: the service's operator decides that, not this command")
+        operators = {"--task-folder": task_folder, "--data-dir": data_dir, "--output": output, "--device": device}
+        evaluations.require_unset(operators | {"--allow-code": allow_code or None})
         asked = {"model": model, "format": format, "suite": suite, "tasks": names or None, "limit": limit, "data": data}
-        asked |= {"teacher": teacher, "tokens": tokens if data else None}
-        evaluations.submit({name: value for name, value in asked.items() if value is not None}, watch, as_json)
-        return
-    if data is not None:
+        evaluations.submit(asked | {"teacher": teacher, "tokens": tokens if data else None}, watch, as_json)
+    elif data is not None:
         rows = evaluating.measure_here(model, Path(data), teacher, tokens, device)
-        if as_json:
-            render.print_json(rows)
-        else:
-            render.out().print(evaluating.domain_table(rows))
-        return
-    result = evaluating.evaluate_here(
-        model, suite or "quick", names, task_folder, data_dir, limit, allow_code, output, device, format
-    )
-    if as_json:
-        render.print_json(result)
+        render.show_table(rows, as_json, evaluating.domain_table, "nothing was measured")
     else:
-        evaluating.show(result)
+        result = evaluating.evaluate_here(
+            model, suite or "quick", names, task_folder, data_dir, limit, allow_code, output, device, format
+        )
+        if as_json:
+            render.print_json(result)
+        else:
+            evaluating.show(result)
 
 
 def report(

@@ -1,14 +1,11 @@
 """The commands that steer a job and look into it: estimate, pause, resume, retry, clone, logs, metrics."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from foundry.cli.service_client import AsJson, JobId, service
-
-if TYPE_CHECKING:
-    from foundry.spec.resources import Job
 
 Level = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 
@@ -56,14 +53,18 @@ def estimate(
 
 def pause(job: JobId, as_json: AsJson = False) -> None:
     """Let a job write a checkpoint and wait."""
+    from foundry.cli import render
+
     with service() as foundry:
-        _show(foundry.jobs.pause(job), as_json)
+        render.show_status(foundry.jobs.pause(job), as_json)
 
 
 def resume(job: JobId, as_json: AsJson = False) -> None:
     """Queue a paused job again."""
+    from foundry.cli import render
+
     with service() as foundry:
-        _show(foundry.jobs.resume(job), as_json)
+        render.show_status(foundry.jobs.resume(job), as_json)
 
 
 def retry(job: JobId, as_json: AsJson = False) -> None:
@@ -72,10 +73,7 @@ def retry(job: JobId, as_json: AsJson = False) -> None:
 
     with service() as foundry:
         made = foundry.jobs.retry(job)
-    if as_json:
-        render.print_json(made)
-    else:
-        print(made.id)
+    render.show_id(made, as_json)
 
 
 def clone(
@@ -92,10 +90,7 @@ def clone(
     changes = _changes(set_ or [])
     with service() as foundry:
         made = foundry.jobs.clone(job, changes)
-    if as_json:
-        render.print_json(made)
-    else:
-        print(made.id)
+    render.show_id(made, as_json)
 
 
 def logs(job: JobId, level: Level = "info", as_json: AsJson = False) -> None:
@@ -136,15 +131,6 @@ def metrics(
 
 def _short(value: float | None) -> str:
     return "" if value is None else f"{value:.5g}"
-
-
-def _show(job: "Job", as_json: bool) -> None:
-    from foundry.cli import render
-
-    if as_json:
-        render.print_json(job)
-    else:
-        print(f"{job.id} {job.status}")
 
 
 def _changes(words: list[str]) -> dict[str, object]:

@@ -24,12 +24,18 @@ class Targets(Resource[T]):
 
     @verb
     def put(
-        self, name: str, *, max_bytes: float | None = None, max_params: float | None = None, description: str = "",
-        context_tokens: int | None = None, format: str | None = None,
+        self, name: str, *, max_bytes: float | None = None, max_params: float | None = None,
+        memory_bytes: float | None = None, runtime_overhead_bytes: float | None = None,
+        memory_bandwidth_bytes_per_s: float | None = None, compute_ops_per_s: float | None = None,
+        minimum_tokens_per_s: float | None = None, context_tokens: int | None = None, format: str | None = None,
+        description: str = "",
     ) -> Flow[Target]:  # fmt: skip
-        """Describe a device of the project's own, or describe it anew; give exactly one of the two limits."""
+        """Describe a device of the project's own, or describe it anew; give exactly one of the first three limits."""
         given = {
-            "max_bytes": max_bytes, "max_params": max_params, "context_tokens": context_tokens, "format": format,
+            "max_bytes": max_bytes, "max_params": max_params, "memory_bytes": memory_bytes,
+            "runtime_overhead_bytes": runtime_overhead_bytes,
+            "memory_bandwidth_bytes_per_s": memory_bandwidth_bytes_per_s, "compute_ops_per_s": compute_ops_per_s,
+            "minimum_tokens_per_s": minimum_tokens_per_s, "context_tokens": context_tokens, "format": format,
         }  # fmt: skip
         body = {"description": description, **{name: value for name, value in given.items() if value is not None}}
         return (yield from resource.change(self._transport, Target, "PUT", below(_PATH, name), body))

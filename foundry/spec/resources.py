@@ -53,7 +53,8 @@ class Job(Resource):
     """The job that this one repeats or was cloned from."""
     variant_ids: tuple[str, ...] = ()
     queue_position: int | None = None
-    """1 is next; None unless the job is queued, when more than 1,000 jobs are, and in the answer to a submit."""
+    """1 is next. Null unless the job is queued, and when more than 1,000 jobs are. Also null in the answer to a submit,
+    which does not count the queue so as to be quick: ask for the job."""
     expected_start_at: datetime | None = None
     """When a worker would take a queued job if every run took as long as the latest did; None where none is known."""
     created_at: datetime
@@ -161,8 +162,9 @@ T = TypeVar("T")
 
 
 class Page(Resource, Generic[T]):
-    """One page of a list. `next` is the `after` of the following page, None on the last."""
+    """One page of a list."""
 
     data: tuple[T, ...]
     has_more: bool
     next: str | None = None
+    """The `after` of the following page; null on the last."""

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Insert, insert, select
 from sqlalchemy.orm import Session
 
 from foundry.spec.access import AuditEvent
@@ -16,6 +16,7 @@ from foundry.spec.resources import Page
 from foundry.store.ids import new_id
 from foundry.store.pages import moment, page_of
 from foundry.store.project_tables import AuditRow
+from foundry.store.rows import table_of
 
 
 @dataclass(kw_only=True)
@@ -44,18 +45,21 @@ def about(object_id: str) -> None:
         actor.object_id = object_id
 
 
-def sign(session: Session, now: Any) -> None:
-    """Add the audit event of the running request to its transaction; `now` is the database's own expression."""
+def signature(now: Any) -> Insert:
+    """The statement that `sign` sends; `now` is the database's own expression."""
+    return insert(table_of(AuditRow)).values(created_at=now)
+
+
+def sign(session: Session, signature: Insert) -> None:
+    """Add the audit event of the running request to its transaction."""
     actor = acting.get()
     if actor is None or actor.is_recorded:
         return
-    session.add(
-        AuditRow(
-            id=new_id("aud"), project_id=actor.project_id, action=actor.action, object_id=actor.object_id,
-            key_id=actor.key_id, member_id=actor.member_id, request_id=actor.request_id, address=actor.address,
-            created_at=now,
-        )
-    )  # fmt: skip
+    event = {
+        "id": new_id("aud"), "project_id": actor.project_id, "action": actor.action, "object_id": actor.object_id,
+        "key_id": actor.key_id, "member_id": actor.member_id, "request_id": actor.request_id, "address": actor.address,
+    }  # fmt: skip
+    session.connection().execute(signature, event)
 
 
 def committed() -> None:

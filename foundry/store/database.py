@@ -1,7 +1,8 @@
 """The database: sessions to read and to write, its clock, its schema, its errors in our own words."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,19 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Double, Engine, create_engine, event, make_url, text
+from sqlalchemy import (
+    Double,
+    Engine,
+    Insert,
+    Select,
+    bindparam,
+    create_engine,
+    event,
+    insert,
+    literal_column,
+    make_url,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -22,9 +35,10 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
 from foundry.errors import DatabaseUnavailable, InvalidSettings, OperatorError, StorageFull
-from foundry.store import audit
+from foundry.store import audit, sqlite_file
+from foundry.store.rows import Row, table_of
+from foundry.store.sqlite_file import BUSY_S
 
-_BUSY_S = 30
 _MIGRATING = 0x466F756E  # any number that no other user of the server takes for its advisory lock
 
 
@@ -46,16 +60,45 @@ def _postgresql_now(element: db_now, compiler: SQLCompiler, **_: Any) -> str:
     return "EXTRACT(EPOCH FROM clock_timestamp())::double precision"
 
 
+_NO_TRANSACTION: dict[str, dict[str, Any]] = {
+    "postgresql": {"isolation_level": "AUTOCOMMIT"}, "sqlite": {sqlite_file.BEGINS: None},
+}  # fmt: skip
+_SIGNATURE = audit.signature(db_now())
 _INSERT: dict[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
-def insert_if_absent(session: Session, table: type[Any], **values: Any) -> bool:
+def insert_if_absent(session: Session, table: type[Row], **values: Any) -> bool:
     """Insert a row unless its key is taken, and say whether it was inserted.
 
     When another transaction holds the key, this waits until that one is committed or rolled back.
     """
-    insert = _INSERT[session.get_bind().dialect.name](table).values(**values).on_conflict_do_nothing()
-    return session.scalar(insert.returning(1)) is not None
+    session.flush()  # what the row may point to
+    connection = session.connection()
+    clocked = frozenset(name for name, value in values.items() if isinstance(value, db_now))
+    insert = _insert_if_absent(connection.dialect.name, table, clocked, frozenset(values) - clocked)
+    given = {name: value for name, value in values.items() if name not in clocked}
+    return connection.scalar(insert, given) is not None
+
+
+@cache
+def _insert_if_absent(dialect: str, table: type[Row], clocked: frozenset[str], given: frozenset[str]) -> Any:
+    """Built once for each kind of row: building it costs more than sending it."""
+    values: dict[str, Any] = {name: db_now() for name in clocked} | {name: bindparam(name) for name in given}
+    return _INSERT[dialect](table_of(table)).values(values).on_conflict_do_nothing().returning(literal_column("1"))
+
+
+def insert_rows(session: Session, table: type[Row], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows at once that nobody goes on to change: a tenth of what it costs to let a session look after them.
+
+    What they point to must be in the database already: the session's own objects are not written first.
+    """
+    if rows:
+        session.connection().execute(_insert(table), rows)
+
+
+@cache
+def _insert(table: type[Row]) -> Insert:
+    return insert(table_of(table))
 
 
 class Database:
@@ -64,7 +107,9 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = _parse(url)
         self._reader = _engine(self.url)
-        self._writer = self._reader.execution_options(foundry_writes=True)
+        self._writer = self._reader.execution_options(**{sqlite_file.BEGINS: sqlite_file.TO_WRITE})
+        self._writing = threading.RLock() if self.url.get_backend_name() == "sqlite" else None
+        self._looker = self._reader.execution_options(**_NO_TRANSACTION[self.url.get_backend_name()])
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -72,14 +117,19 @@ class Database:
         with self._translated(), Session(self._reader, expire_on_commit=False) as session:
             yield session
 
+    def look(self, statement: Select[Any], **values: object) -> Sequence[Any]:
+        """The rows of one statement. For those that every request sends: without session and transaction."""
+        with self._translated(), self._looker.connect() as connection:
+            return connection.execute(statement, values).all()
+
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session whose changes are committed together at the end, or not at all when the block raises."""
-        with self._translated(), Session(self._writer, expire_on_commit=False) as session:
+        with self._translated(), self._turn(), Session(self._writer, expire_on_commit=False) as session:
             with session.begin():
                 yield session
                 if audit.acting.get() is not None:
-                    audit.sign(session, db_now())
+                    audit.sign(session, _SIGNATURE)
             audit.committed()
 
     def upgrade(self) -> None:
@@ -95,7 +145,12 @@ class Database:
     @contextmanager
     def schema_change(self) -> Iterator[Connection]:
         """The one transaction that may change the schema now; its statements may take as long as they need."""
-        with self._translated(), self._writer.connect() as connection, _loose_keys(connection), connection.begin():
+        with (
+            self._translated(),
+            self._writer.connect() as connection,
+            sqlite_file.loose_keys(connection),
+            connection.begin(),
+        ):
             if self.url.get_backend_name() == "postgresql":
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATING})
@@ -117,6 +172,19 @@ class Database:
     def close(self) -> None:
         """Let go of every connection."""
         self._reader.dispose()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """SQLite has one writer at a time: a thread goes on when the one before has ended, without asking SQLite."""
+        if self._writing is None:
+            yield
+            return
+        if not self._writing.acquire(timeout=BUSY_S):
+            raise self._unavailable(TimeoutError(f"others have been writing for {BUSY_S} s"))
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -168,50 +236,23 @@ def _parse(url: str) -> URL:
 def _engine(url: URL) -> Engine:
     if url.get_backend_name() == "postgresql":
         engine = create_engine(
-            url, pool_pre_ping=True, pool_timeout=_BUSY_S, pool_size=5, max_overflow=15,
+            url, pool_pre_ping=True, pool_timeout=BUSY_S, pool_size=5, max_overflow=15,
             connect_args={"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3},
         )  # fmt: skip
         event.listen(engine, "connect", _bound_postgresql)
         return engine
     Path(str(url.database)).absolute().parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": _BUSY_S}, pool_timeout=_BUSY_S, pool_size=5, max_overflow=15)
-    event.listen(engine, "connect", _set_up_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
+    engine = create_engine(url, connect_args={"timeout": BUSY_S}, pool_timeout=BUSY_S, pool_size=5, max_overflow=15)
+    event.listen(engine, "connect", sqlite_file.set_up)
+    event.listen(engine, "begin", sqlite_file.begin)
     return engine
 
 
 def _bound_postgresql(connection: psycopg.Connection, _record: object) -> None:
     connection.autocommit = True
-    connection.execute(f"SET statement_timeout = '{_BUSY_S}s'")
+    connection.execute(f"SET statement_timeout = '{BUSY_S}s'")
     connection.execute("SET idle_in_transaction_session_timeout = '60s'")
     connection.autocommit = False
-
-
-def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    connection.isolation_level = None  # the driver must not begin transactions: `_begin_sqlite` does
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # IMMEDIATE takes the write lock at once. A transaction that reads first and writes later could not wait for it:
-    # SQLite would answer "database is locked" without heeding the timeout.
-    writes = connection.get_execution_options().get("foundry_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-@contextmanager
-def _loose_keys(connection: Connection) -> Iterator[None]:
-    """SQLite changes a table by making it anew and dropping the old one: rows that point to it must not mind."""
-    raw = connection.connection.driver_connection
-    if not isinstance(raw, sqlite3.Connection):
-        yield
-        return
-    raw.execute("PRAGMA foreign_keys = OFF").close()
-    try:
-        yield
-    finally:
-        raw.execute("PRAGMA foreign_keys = ON").close()
 
 
 def _is_full(cause: object) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from foundry.errors import NotFound
@@ -19,6 +19,11 @@ from foundry.store.pages import moment, page_of
 from foundry.store.records import Idempotency
 from foundry.store.tables import DatasetRow
 from foundry.store.usage import require_room_for_bytes
+
+_COLUMNS = DatasetRow.__table__.c
+_ONE = select(*(column for column in _COLUMNS if column.name != "report")).where(
+    _COLUMNS.id == bindparam("dataset_id"), _COLUMNS.project_id == bindparam("project_id")
+)
 
 
 class Datasets:
@@ -62,8 +67,9 @@ class Datasets:
 
     def get(self, project_id: str, dataset_id: str) -> Dataset:
         """One dataset; raise `NotFound`."""
-        with self._database.read() as session:
-            return _record(_find(session, project_id, dataset_id))
+        for row in self._database.look(_ONE, project_id=project_id, dataset_id=dataset_id):
+            return _record(row)
+        raise _no(dataset_id)
 
     def list(self, project_id: str, limit: int = 20, after: str | None = None) -> Page[Dataset]:
         """Newest first; `after` is the `next` of the page before."""
@@ -87,8 +93,12 @@ class Datasets:
 def _find(session: Session, project_id: str, dataset_id: str) -> DatasetRow:
     row = session.get(DatasetRow, dataset_id)
     if row is None or row.project_id != project_id:
-        raise NotFound(f"no dataset {dataset_id!r} in this project")
+        raise _no(dataset_id)
     return row
+
+
+def _no(dataset_id: str) -> NotFound:
+    return NotFound(f"no dataset {dataset_id!r} in this project")
 
 
 def _records(_: Session, rows: Sequence[DatasetRow]) -> Sequence[Dataset]:

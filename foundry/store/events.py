@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from foundry.spec.lifecycle import STAGES, EventType, JobEvent, Progress, RunEvent, WorkKind
 from foundry.store import outbox
+from foundry.store.database import insert_rows
 from foundry.store.ids import new_id
 from foundry.store.pages import moment
 from foundry.store.tables import AttemptRow, EventRow, JobRow
@@ -30,14 +31,21 @@ _MILESTONES: Mapping[EventType, tuple[str, ...]] = MappingProxyType(
 
 def append(session: Session, job: JobRow, events: Sequence[RunEvent], now: float) -> None:
     """Add events to a job whose row this transaction has locked."""
-    for event in events:
-        job.last_seq += 1
-        session.add(
-            EventRow(
-                job_id=job.id, seq=job.last_seq, id=new_id("evt"), attempt=job.epoch, type=event.type.value,
-                level=event.level, created_at=now, message=event.message, data=event.data,
-            )
-        )  # fmt: skip
+    first = job.last_seq + 1
+    job.last_seq += len(events)
+    write(session, job, events, first, now)
+
+
+def write(session: Session, job: JobRow, events: Sequence[RunEvent], first: int, now: float) -> None:
+    """The rows of events that count from `first` to what the job's row says is its last, and their messages."""
+    rows = [
+        {
+            "job_id": job.id, "seq": seq, "id": new_id("evt"), "attempt": job.epoch, "type": event.type.value,
+            "level": event.level, "created_at": now, "message": event.message, "data": event.data,
+        }
+        for seq, event in enumerate(events, first)
+    ]  # fmt: skip
+    insert_rows(session, EventRow, rows)
     outbox.enqueue(session, job, events, now)
 
 

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from foundry.errors import NotFound, StateConflict, Unauthorized
@@ -24,6 +24,12 @@ from foundry.store.tables import ApiKeyRow, ProjectRow
 _KEY = re.compile(r"fdy_(?P<id>[0-9a-z]{24})_(?P<secret>[0-9a-f]{64})", re.ASCII)
 _DEFAULT_PROJECT = "default"
 _USE_NOTED_S = 3600.0
+_WITH_ROLE = (
+    select(*ApiKeyRow.__table__.c, MemberRow.__table__.c.role, db_now().label("now"))
+    .outerjoin(MemberRow.__table__, MemberRow.__table__.c.id == ApiKeyRow.__table__.c.member_id)
+    .where(ApiKeyRow.__table__.c.id == bindparam("key_id"))
+)
+"""One key and its member's role."""
 
 
 class Keys:
@@ -75,16 +81,11 @@ class Keys:
         """The key's record; raise `Unauthorized` without saying which part was wrong."""
         match = _KEY.fullmatch(plaintext)
         if match is not None:
-            found = select(ApiKeyRow, MemberRow.role, db_now()).outerjoin(
-                MemberRow, MemberRow.id == ApiKeyRow.member_id
-            )
-            with self._database.read() as session:
-                one = session.execute(found.where(ApiKeyRow.id == f"key_{match['id']}")).one_or_none()
-            if one is not None and self._opens(one[0], plaintext, now=one[2]):
-                row, role, now = one
-                if row.last_used_at is None or now - row.last_used_at > _USE_NOTED_S:
-                    self._note_use(row.id)
-                return _record(row, role)
+            for row in self._database.look(_WITH_ROLE, key_id=f"key_{match['id']}"):
+                if self._opens(row, plaintext, now=row.now):
+                    if row.last_used_at is None or row.now - row.last_used_at > _USE_NOTED_S:
+                        self._note_use(row.id)
+                    return _record(row, row.role)
         raise Unauthorized(
             "the API key is missing, wrong, expired or revoked. Send it as the header 'Authorization: Bearer fdy_...'; "
             "`foundry up` prints where the first key of an installation is kept"

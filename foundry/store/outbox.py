@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from foundry.spec.lifecycle import RunEvent, WorkKind
@@ -19,6 +19,10 @@ RETRY_S = (5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600, 20 * 36
 """Seconds from one try to the next; after the last the message has failed. The schedule of the Standard Webhooks."""
 _LEASE_S = 60.0
 _BATCH = 20
+_HOOKS = WebhookRow.__table__.c
+_LISTENING = select(_HOOKS.id, _HOOKS.events).where(
+    _HOOKS.project_id == bindparam("project_id"), _HOOKS.enabled.is_(True)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +56,22 @@ def enqueue(session: Session, job: JobRow, events: Sequence[RunEvent], now: floa
     hooked = [(seq, name, e) for seq, name, e in named if name in HOOKED]
     if not hooked:
         return
-    endpoints = session.scalars(
-        select(WebhookRow).where(WebhookRow.project_id == job.project_id, WebhookRow.enabled.is_(True))
-    ).all()
+    endpoints = session.connection().execute(_LISTENING, {"project_id": job.project_id}).all()
+    if not endpoints:
+        return
     for seq, name, event in hooked:
         whose = {f"{kind}_id": job.id, f"{kind}_name": job.name}
         data = {**event.data, **whose, "status": job.status, "seq": seq}
         payload = {"type": name, "timestamp": moment(now).isoformat(), "data": data}
-        session.add_all(new_delivery(endpoint, name, payload, now) for endpoint in endpoints if name in endpoint.events)
+        session.add_all(
+            new_delivery(endpoint.id, name, payload, now) for endpoint in endpoints if name in endpoint.events
+        )
 
 
-def new_delivery(endpoint: WebhookRow, type: str, payload: Any, now: float) -> DeliveryRow:
+def new_delivery(endpoint_id: str, type: str, payload: Any, now: float) -> DeliveryRow:
     """A message that is due now."""
     return DeliveryRow(
-        id=new_id("whd"), endpoint_id=endpoint.id, type=type, payload=payload, status="pending", tries=0,
+        id=new_id("whd"), endpoint_id=endpoint_id, type=type, payload=payload, status="pending", tries=0,
         next_try_at=now, created_at=now,
     )  # fmt: skip
 

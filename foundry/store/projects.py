@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from foundry.errors import NameTaken, NotFound
@@ -17,6 +17,9 @@ from foundry.store.pages import moment, page_of
 from foundry.store.project_tables import MemberRow
 from foundry.store.records import Idempotency
 from foundry.store.tables import ApiKeyRow, ProjectRow
+
+_QUOTA = select(ProjectRow.__table__.c.quota, db_now()).where(ProjectRow.__table__.c.id == bindparam("project_id"))
+_QUOTA_LOCKED = _QUOTA.with_for_update()
 
 
 class Projects:
@@ -116,8 +119,14 @@ class Members:
 
 def quota_of(session: Session, project_id: str, *, lock: bool = False) -> Quota:
     """What a project may use. `lock` holds other transactions that ask the same until this one ends."""
-    query = select(ProjectRow).where(ProjectRow.id == project_id)
-    return Quota.model_validate(session.scalars(query.with_for_update() if lock else query).one().quota)
+    return quota_now(session, project_id, lock=lock)[0]
+
+
+def quota_now(session: Session, project_id: str, *, lock: bool = False) -> tuple[Quota, float]:
+    """What a project may use, and the moment of this look by the database's clock."""
+    query = _QUOTA_LOCKED if lock else _QUOTA
+    quota, now = session.connection().execute(query, {"project_id": project_id}).one()
+    return Quota.model_validate(quota), now
 
 
 def _find(session: Session, project_id: str) -> ProjectRow:

@@ -2,9 +2,9 @@
 
 import json
 import math
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import BigInteger, Double, MetaData, Text
+from sqlalchemy import BigInteger, Double, MetaData, Table, Text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import TypeDecorator
@@ -34,10 +34,19 @@ class Json(TypeDecorator[Any]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        return None if value is None else json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
+        if value is None:
+            return None
+        try:
+            return _compact(value)
+        except ValueError:  # seldom: so only then is every item looked at
+            return _compact(_finite(value))
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
         return None if value is None else json.loads(value)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
 def _finite(value: Any) -> Any:
@@ -61,3 +70,8 @@ class Row(DeclarativeBase):
         }
     )
     type_annotation_map = {str: Words, int: BigInteger, float: Double}  # noqa: RUF012 - SQLAlchemy reads it so
+
+
+def table_of(kind: type[Row]) -> Table:
+    """The table itself, for statements that make no objects."""
+    return cast(Table, kind.__table__)

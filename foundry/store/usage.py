@@ -12,7 +12,7 @@ from foundry.spec.lifecycle import Status, WorkKind
 from foundry.store.database import Database, db_now
 from foundry.store.pages import moment
 from foundry.store.project_tables import ModelRow, UploadRow
-from foundry.store.projects import quota_of
+from foundry.store.projects import quota_now, quota_of
 from foundry.store.settings import Settings
 from foundry.store.tables import AttemptRow, DatasetRow, JobRow, VariantRow
 
@@ -59,21 +59,21 @@ class UsageMeter:
             )  # fmt: skip
 
 
-def require_room_for_job(session: Session, project_id: str) -> None:
-    """Raise `QuotaExceeded` when the project may have no further job now."""
-    quota = quota_of(session, project_id)
+def require_room_for_job(session: Session, project_id: str) -> float:
+    """Raise `QuotaExceeded` when the project may have no further job now; else return the moment that this is."""
+    quota, now = quota_now(session, project_id)
     if quota.active_jobs is None and quota.run_seconds_per_month is None:
-        return
-    quota = quota_of(session, project_id, lock=True)
+        return now
+    quota, now = quota_now(session, project_id, lock=True)
     if quota.active_jobs is not None and _active_jobs(session, project_id) >= quota.active_jobs:
         raise QuotaExceeded(
             f"the project may have {quota.active_jobs:,} jobs and evaluations that have not ended, and has them; "
             "cancel one, wait until one ends, or ask the operator for more"
         )
-    now = session.scalars(select(db_now())).one()
     allowed = quota.run_seconds_per_month
     if allowed is not None and _run_seconds(session, project_id, month_of(now), now, now) >= allowed:
         raise QuotaExceeded(f"the project has used its {allowed:,} run seconds of this month; ask for more")
+    return now
 
 
 def require_room_for_bytes(session: Session, project_id: str, more_bytes: int) -> None:

@@ -112,7 +112,7 @@ class Webhooks:
         self, session: Session, project_id: str, endpoint: WebhookRow, type: str, payload: object, now: float,
         idempotency: Idempotency | None,
     ) -> WebhookDelivery:  # fmt: skip
-        row = new_delivery(endpoint, type, payload, now)
+        row = new_delivery(endpoint.id, type, payload, now)
         if made := take_key(session, project_id, idempotency, row.id):
             return _delivery(session.get_one(DeliveryRow, made))
         session.add(row)

@@ -12,7 +12,7 @@ from foundry.spec.evaluation import EvaluationSpec
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, JobEvent, RunEvent, Status, WorkKind
 from foundry.store import events as history
-from foundry.store.database import Database, db_now
+from foundry.store.database import Database, db_now, insert_rows
 from foundry.store.idempotency import take_key
 from foundry.store.records import Claim, EvaluationInputs, Idempotency, JobInputs
 from foundry.store.rows import storable
@@ -60,21 +60,19 @@ class Work:
             made = take_key(session, project_id, idempotency, new_id)
             if made is not None:
                 return to_record(session, self.find(session, project_id, made))
-            require_room_for_job(session, project_id)
-            now = session.scalars(select(db_now())).one()
-            row = JobRow(
-                id=new_id, project_id=project_id, kind=self._kind.value, name=storable(spec.name),
-                status=Status.QUEUED.value, epoch=0, last_seq=0, spec=spec.model_dump(mode="json"),
-                inputs=inputs.model_dump(mode="json"), fruitless_attempts=0, parent_id=parent_id, created_at=now,
-                priority=spec.priority if isinstance(spec, JobSpec) else 0,
-                memory_bytes=inputs.memory_bytes if isinstance(inputs, JobInputs) else None, halvings=0,
-                # said, so that nobody has to read them back
-                reason_code=None, reason_message=None, stage=None, progress=None, worker=None, lease_until=None,
-                started_at=None, finished_at=None, result=None,
-            )  # fmt: skip
-            session.add(row)
-            session.flush()
-            history.append(session, row, [RunEvent(type=EventType.SUBMITTED, message="submitted")], now)
+            now = require_room_for_job(session, project_id)
+            submitted = [RunEvent(type=EventType.SUBMITTED, message="submitted")]
+            values = {
+                "id": new_id, "project_id": project_id, "kind": self._kind.value, "name": storable(spec.name),
+                "status": Status.QUEUED.value, "epoch": 0, "last_seq": len(submitted), "parent_id": parent_id,
+                "spec": spec.model_dump(mode="json"), "inputs": inputs.model_dump(mode="json"),
+                "fruitless_attempts": 0, "halvings": 0, "created_at": now,
+                "priority": spec.priority if isinstance(spec, JobSpec) else 0,
+                "memory_bytes": inputs.memory_bytes if isinstance(inputs, JobInputs) else None,
+            }  # fmt: skip
+            insert_rows(session, JobRow, [values])
+            row = JobRow(**values)  # to read from: the session never hears of it
+            history.write(session, row, submitted, 1, now)
             return to_record(session, row)
 
     def order(self, project_id: str, work_id: str, verb: str) -> None:

@@ -1,5 +1,6 @@
 """Lists are flat in the size of their tables: every query behind one finds its rows by an index and sorts nothing."""
 
+import re
 from typing import Any
 
 from flask import Flask
@@ -54,3 +55,21 @@ def test_every_list_finds_its_rows_by_an_index(app: Flask, serving: Serving) -> 
     assert [
         plan for plan in slow if "FROM projects" not in plan[0] and not plan[1].startswith(empty)
     ] == []  # of tenants there are never many
+
+
+def test_a_submit_sends_eight_statements(serving: Serving, client: FlaskClient) -> None:
+    """Most of what a submit takes is what its statements take."""
+    client.post("/v1/customization/jobs", json=serving.spec())  # the first use of a key is noted
+    sent: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        sent.append(re.search(r"(?:FROM|INTO) (\w+)", statement)[1])  # type: ignore[index]
+
+    engine: Any = client.application.extensions["foundry"].database._reader
+    event.listen(engine, "before_cursor_execute", note)
+    answer = client.post("/v1/customization/jobs", json=serving.spec(), headers={"Idempotency-Key": "one"})
+    event.remove(engine, "before_cursor_execute", note)
+    assert answer.status_code == 201
+    assert sent == [
+        "api_keys", "datasets", "idempotency_keys", "projects", "jobs", "events", "webhook_endpoints", "audit_events"
+    ]  # fmt: skip

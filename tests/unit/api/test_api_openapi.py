@@ -78,6 +78,19 @@ def test_every_operation_is_described_and_named_once(spec: dict[str, Any]) -> No
         assert all(p["schema"].get("description") for p in operation["parameters"] if p["in"] != "path"), (path, method)
 
 
+def test_fields_are_described_by_the_lines_under_them(spec: dict[str, Any]) -> None:
+    schemas = spec["components"]["schemas"]
+    meanings = {
+        (name, field): text.get("description", "")
+        for name, schema in schemas.items() for field, text in schema.get("properties", {}).items()
+    }  # fmt: skip
+    assert "in the answer to a submit" in meanings["Job", "queue_position"]
+    assert meanings["JobSpec", "teacher"].startswith("A local folder, or ORG/NAME")
+    assert meanings["PageOfJob", "next"].startswith("The `after`")  # of a generic record
+    assert meanings["TargetBody", "max_bytes"] == meanings["CustomTarget", "max_bytes"] != ""  # of a base
+    assert meanings["Problem", "retryable"]  # of a record that the API alone knows
+
+
 def test_every_closed_operation_needs_the_key_and_names_its_problems(app: Flask, spec: dict[str, Any]) -> None:
     assert spec["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
     scopes = {scope_of(view) for name, view in app.view_functions.items() if name not in OPEN_ENDPOINTS}

@@ -10,10 +10,13 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 import pytest
 import structlog
 import typer
+from flask import Flask
 
 from api.app import create_app
+from api.state import State
 from foundry.cli import app
 from foundry.client.home import Address, Config, config_file, read_config, write_config
+from foundry.spec.access import Scope
 from foundry.store.settings import Settings
 from tests.checkpoints import write_checkpoint
 from tests.unit.cli.conftest import Command
@@ -33,13 +36,22 @@ def no_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def address(tmp_path: Path, sqlite_url: str) -> Iterator[Address]:
+def served(tmp_path: Path, sqlite_url: str) -> Flask:
+    return create_app(Settings(home=tmp_path, database_url=sqlite_url, teacher_roots=(tmp_path,)))
+
+
+@pytest.fixture
+def memory(served: Flask) -> State:
+    state: State = served.extensions["foundry"]
+    return state
+
+
+@pytest.fixture
+def address(tmp_path: Path, served: Flask, memory: State) -> Iterator[Address]:
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # its lines are not the command's output
-    app = create_app(Settings(home=tmp_path, database_url=sqlite_url, teacher_roots=(tmp_path,)))
     write_checkpoint(tmp_path / "teacher")
-    memory = app.extensions["foundry"]
     _, key = memory.keys.create(memory.keys.ensure_default_project(), "test")
-    server = make_server("127.0.0.1", 0, app, handler_class=_Quiet)
+    server = make_server("127.0.0.1", 0, served, handler_class=_Quiet)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield Address(f"http://127.0.0.1:{server.server_port}", key)
@@ -118,7 +130,8 @@ def test_a_job_is_estimated_submitted_steered_cloned_and_retried(logged_in: Comm
     "command",
     [
         ("datasets", "list"), ("models", "list"), ("variants", "list"), ("aliases", "list"), ("keys", "list"),
-        ("webhooks", "list"), ("evaluations", "list"), ("jobs",), ("profiles",), ("usage",), ("whoami",),
+        ("webhooks", "list"), ("evaluations", "list"), ("members", "list"), ("projects", "list"), ("audit",), ("jobs",),
+        ("profiles",), ("usage",), ("whoami",),
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -171,6 +184,34 @@ def test_keys_and_webhooks_are_made_at_the_command_line(logged_in: Command) -> N
     assert logged_in("webhooks", "test", hook["id"]).code == 0
     assert "webhook.test" in logged_in("webhooks", "deliveries", hook["id"]).out
     assert logged_in("webhooks", "create", "https://127.0.0.1/").code == 1
+
+
+def test_members_and_their_keys_are_kept_at_the_command_line(logged_in: Command) -> None:
+    ada = logged_in("members", "add", "ada@example.org", "viewer").out.strip()
+    key = logged_in("keys", "create", "ada's", "--member", ada, "--json").out
+    assert json.loads(key)["member_id"] == ada and "jobs:write" not in json.loads(key)["scopes"]
+    assert "editor" in logged_in("members", "role", ada, "editor").out
+    refused = logged_in("members", "role", ada, "king")
+    assert refused.code == 1 and "/role" in refused.err
+    assert "access.set_role" in logged_in("audit", "--object", ada).out
+    assert logged_in("members", "remove", ada).err == f"removed {ada}\n"
+    assert ada not in logged_in("members", "list").out
+
+
+def test_an_operator_makes_projects_and_sets_their_quotas_at_the_command_line(
+    foundry: Command, address: Address, memory: State
+) -> None:
+    _, key = memory.keys.create(memory.keys.ensure_default_project(), "operator", set(Scope))
+    foundry("login", address.url, "--key", key)
+    made = json.loads(foundry("projects", "create", "fab", "--json").out)
+    project = made["project"]["id"]
+    assert made["admin_key"]["key"].startswith("fdy_")
+    foundry("projects", "quota", project, "--active-jobs", "5", "--stored-bytes", "50e9")
+    shown = foundry("projects", "quota", project, "--active-jobs", "none", "--json").out
+    assert (json.loads(shown)["quota"]["active_jobs"], json.loads(shown)["quota"]["stored_bytes"]) == (None, 50 * 10**9)
+    assert "50,000,000,000" in foundry("projects", "list").out
+    refused = foundry("projects", "quota", project, "--running-jobs", "few")
+    assert refused.code == 2 and "--running-jobs" in refused.err and "'few'" in refused.err
 
 
 def test_completion_is_offered_for_the_shell(foundry: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,8 @@ def test_a_job_from_upload_to_download_in_a_program_that_awaits(app: Any, memory
         async with opened(app) as foundry:
             dataset = await foundry.datasets.upload(data)
             assert [row.text async for row in foundry.datasets.preview(dataset.id)] == ["hello", "world"]
+            phone = await foundry.targets.put("phone", memory_bytes=2e9, runtime_overhead_bytes=5e8, format="gguf:q8_0")
+            assert (phone.memory_bytes, phone.max_bytes, phone.format) == (2 * 10**9, 15 * 10**8, "gguf:q8_0")
             await foundry.targets.put("kiosk", max_params=20e3)
             spec = {"teacher": "teacher", "data": dataset.id, "targets": ["kiosk"]}
             assert (await foundry.jobs.estimate(spec)).targets[0].parameters <= 20_000

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import select, text
 
 from foundry.errors import DatabaseUnavailable, InvalidSettings
+from foundry.store import sqlite_file
 from foundry.store.database import Database, db_now
 from foundry.store.tables import ProjectRow
 from tests.servers import Postgres
@@ -125,3 +126,37 @@ def test_writers_wait_for_each_other_when_they_read_before_they_write(database: 
         thread.join()
     with database.read() as session:
         assert sorted(session.scalars(select(ProjectRow.name)).one()) == list("abcdefgh")
+
+
+def test_a_writer_of_another_process_is_waited_for(sqlite_url: str) -> None:
+    ours, theirs = Database(sqlite_url), Database(sqlite_url)  # each with a turn of its own, as in two processes
+    began, order = threading.Event(), list[str]()
+
+    def write() -> None:
+        with theirs.write() as session:
+            session.connection()
+            began.set()
+            time.sleep(0.05)
+            order.append("theirs")
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert began.wait(10)
+    with ours.write() as session:
+        session.connection()
+        order.append("ours")
+    thread.join()
+    assert order == ["theirs", "ours"]
+
+
+def test_database_is_unavailable_when_another_process_writes_for_too_long(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = Database(sqlite_url), Database(sqlite_url)
+    with theirs.write() as session:
+        session.connection()
+        monkeypatch.setattr(sqlite_file, "BUSY_S", 0)
+        with pytest.raises(DatabaseUnavailable, match="locked"), ours.write() as refused:
+            refused.connection()
+    with ours.write() as session:
+        session.connection()
