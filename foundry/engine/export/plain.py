@@ -6,6 +6,7 @@ which makes it the reference that other runtimes are compared with.
 T: tokens of a sequence, V: vocabulary.
 """
 
+import inspect
 import sys
 import time
 import warnings
@@ -37,7 +38,9 @@ def greedy(model: PreTrainedModel, prompt: Sequence[int], tokens: int) -> Contin
 
 def _last_logits(model: PreTrainedModel, feed: Sequence[int], cache: DynamicCache) -> Tensor:
     ids_1T = torch.tensor([list(feed)], device=model.device)
-    logits_V: Tensor = model(input_ids=ids_1T, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+    # transformers has renamed the argument and drops the old name in 5.40.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    logits_V: Tensor = model(input_ids=ids_1T, **{name: cache}, use_cache=True, logits_to_keep=1).logits[0, -1]
     return logits_V
 
 

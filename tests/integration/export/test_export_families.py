@@ -19,6 +19,7 @@ from foundry.engine.export.vocabulary import vocabulary_of
 from foundry.engine.lora import attach, save_adapter
 from foundry.engine.models import load_model
 from foundry.intake.checkpoint import open_checkpoint
+from foundry.spec.adapter import adapter_bytes
 from foundry.spec.family import families
 from tests.families import FAMILY_NAMES, VOCABULARY, genuine, save_genuine
 from tests.tiny import new_tokenizer
@@ -89,6 +90,9 @@ def test_an_adapter_changes_llamacpps_answers_as_it_does_pefts(name: str, tmp_pa
         checkpoint, vocabulary_of(new_tokenizer(), VOCABULARY), tmp_path / "x.gguf", quantisation="f16", name="x"
     )
     write_adapter(checkpoint, tmp_path / "adapter", tmp_path / "adapter.gguf")
+    planned = adapter_bytes(checkpoint.family, checkpoint.shape, 4, checkpoint.present)
+    for written in ("adapter.gguf", "adapter/adapter_model.safetensors"):
+        assert planned / 2 < (tmp_path / written).stat().st_size <= planned  # names weigh much where ranks are small
     asked = Questions(model=str(tmp_path / "x.gguf"), adapter=str(tmp_path / "adapter.gguf"), passages=[passage])
     found = answer(asked).losses[0]
     assert np.abs(np.subtract(expected, without)).max() > 1
