@@ -90,12 +90,16 @@ def answer(questions: Questions) -> Answers:
     if questions.speed_prompt_tokens:
         prompt = [i % model.config.vocab_size for i in range(questions.speed_prompt_tokens)]
         rates = speed(model, prompt, questions.speed_decode_tokens)
+    bare = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in questions.texts]
     return Answers(
         runtime=f"transformers {transformers.__version__}, torch {torch.__version__}",
         load_ms=load_ms,
         context_tokens=model.config.max_position_embeddings,
         token_ids=[tokenizer(text)["input_ids"] for text in questions.texts],
-        bare_token_ids=[tokenizer(text, add_special_tokens=False)["input_ids"] for text in questions.texts],
+        bare_token_ids=bare,
+        texts_back=[
+            tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in bare
+        ],
         continuations=[greedy(model, prompt, questions.continue_tokens) for prompt in questions.prompts],
         losses=[losses for losses, _ in scores],
         likeliest=[tops for _, tops in scores],
