@@ -48,4 +48,6 @@ def _budget(new: NewMeasurement, manifest: VariantManifest) -> Budget:
     if new.target is None:
         return manifest.budget
     spec = state().targets.resolve(project_id(), manifest.spec.model_copy(update={"targets": (new.target,)}))
-    return budget_of(spec.targets[0], manifest.spec.formats, manifest.budget.context_tokens)
+    return budget_of(
+        spec.targets[0], manifest.spec.formats, manifest.budget.context_tokens, manifest.budget.adapter_rank
+    )

@@ -1,6 +1,6 @@
 """What 4 to 6 bits cost a model: with and without an importance matrix, in plain mixes and in one that was measured.
 
-    python -m benchmarks.quantise [--teacher FOLDER] [--tokens N ...]
+    python -m benchmarks.quantise [--teacher FOLDER] [--tokens N ...] [--held-out-tokens N]
 
 The weights are rounded as they are written into a GGUF and put back into transformers in float32: what is compared is
 the rounding alone, without a runtime's own. KL is from the unrounded model's distribution on held-out text, in nats a
@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 import torch
 from gguf.quants import dequantize
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from demo.corpus import write_jsonl
 from foundry.engine.corpus import Corpus
@@ -27,11 +27,12 @@ from foundry.engine.export.quantize import quantize
 from foundry.engine.hardware import processor_name
 from foundry.engine.models import load_model, load_tokenizer
 from foundry.intake.checkpoint import Checkpoint, open_checkpoint
+from foundry.intake.documents import Document
 from foundry.spec.formats import bytes_of, gguf_type_of, parse_format, weight_bytes
 
 _TEACHER = Path(__file__).parents[1] / "demo" / "teacher"
 _PASSAGE_TOKENS = 256
-_HELD_OUT_TOKENS = 6_000
+_HELD_OUT_TOKENS = 12_000
 _MIX_TOKENS = 2_048
 _PLAIN = ("q4_k_m", "q5_k_m", "q6_k")
 
@@ -76,12 +77,19 @@ class Measured:
             yield bytes_of(value.numel(), kind)
 
 
+def _passages(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[list[int]]:
+    return [piece.ids_T.tolist() for piece in pieces(documents, tokenizer, _PASSAGE_TOKENS, tokens)]
+
+
 def main() -> None:
     """Print one row for each way to write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, default=_TEACHER)
     parser.add_argument(
         "--tokens", type=int, nargs="*", default=[8_192], help="training text that activations are from"
+    )
+    parser.add_argument(
+        "--held-out-tokens", type=int, default=_HELD_OUT_TOKENS, help="text that the files are judged on"
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -90,23 +98,19 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         write_jsonl(Path(folder) / "text.jsonl", 3_000_000)
         corpus = Corpus.load(Path(folder) / "text.jsonl", tokenizer, seed=0)
-    cut = {
-        side: [p.ids_T.tolist() for p in pieces(documents, tokenizer, _PASSAGE_TOKENS, tokens)]
-        for side, documents, tokens in (
-            ("train", corpus.train, max(*options.tokens, _MIX_TOKENS)), ("held out", corpus.held_out, _HELD_OUT_TOKENS)
-        )
-    }  # fmt: skip
-    measured = Measured(checkpoint, model, cut["held out"])
-    print(f"{options.teacher.name}, {sum(map(len, cut['held out'])):,} held-out tokens, {processor_name(1)}")
+    held_out = _passages(corpus.held_out, tokenizer, options.held_out_tokens)
+    texts = {tokens: _passages(corpus.train, tokenizer, tokens) for tokens in options.tokens}
+    measured = Measured(checkpoint, model, held_out)
+    print(f"{options.teacher.name}, {sum(map(len, held_out)):,} held-out tokens, {processor_name(1)}")
     print(f"{'file':<34}{'bytes':>12}{'KL':>10}{'loss':>10}")
 
     def row(name: str, quantisation: str, tuning: Tuning) -> None:
         size, kl, loss = measured.cost(quantisation, tuning)
         print(f"{name:<34}{size:>12,}{kl:>10.5f}{loss:>+10.5f}", flush=True)
 
-    heard = {tokens: hear(model, checkpoint, cut["train"][: tokens // _PASSAGE_TOKENS]) for tokens in options.tokens}
+    heard = {sum(map(len, text)): hear(model, checkpoint, text) for text in texts.values()}
     best = heard[max(heard)]
-    classes = measure_classes(model, checkpoint, best, cut["train"][: _MIX_TOKENS // _PASSAGE_TOKENS])
+    classes = measure_classes(model, checkpoint, best, _passages(corpus.train, tokenizer, _MIX_TOKENS))
     for quantisation in _PLAIN:
         row(f"{quantisation}, without activations", quantisation, UNTUNED)
         for tokens, activations in heard.items():

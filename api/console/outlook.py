@@ -11,6 +11,7 @@ from foundry.spec.estimate import Estimate, FormatEstimate, TargetEstimate
 from foundry.spec.forecast import RunForecast, forecast
 from foundry.spec.job import CustomTarget, JobSpec
 from foundry.spec.record import parse
+from foundry.spec.stages import Lora
 from foundry.spec.weights import Shape
 
 
@@ -78,7 +79,8 @@ def outlook(document: dict[str, object]) -> Outlook:
 def _what_decides(spec: JobSpec) -> JobSpec:
     """The spec without what changes no shape, so that typing a number of tokens repeats no search."""
     plain = JobSpec(teacher=spec.teacher, data="-", targets=spec.targets, formats=spec.formats)
-    return plain.model_copy(update={"prune": spec.prune.model_copy(update={"calibration_tokens": 1})})
+    lora = Lora(rank=spec.attached_rank, ship="attached") if spec.attached_rank else None
+    return plain.model_copy(update={"prune": spec.prune.model_copy(update={"calibration_tokens": 1}), "lora": lora})
 
 
 def _met(target: TargetEstimate, teacher: Shape) -> TargetOutlook:
@@ -90,7 +92,7 @@ def _met(target: TargetEstimate, teacher: Shape) -> TargetOutlook:
 
 def _format(form: FormatEstimate, target: TargetEstimate) -> FormatOutlook:
     limit = target.budget.max_bytes
-    fits = None if limit is None else form.bytes + target.kv_cache_bytes <= limit
+    fits = None if limit is None else form.bytes + target.adapter_bytes + target.kv_cache_bytes <= limit
     return FormatOutlook(form.format, form.bytes, form.format == target.budget.format, fits)
 
 

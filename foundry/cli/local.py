@@ -29,6 +29,9 @@ def plan(
     context_tokens: Annotated[int, typer.Option(min=1, help="Length of the KV cache, without --target.")] = 2048,
     axes: Annotated[str | None, typer.Option(metavar="A,B", help="Cut these axes alone, such as ffn,hidden.")] = None,
     data: Annotated[Path | None, typer.Option(help="Rank by cutting --top shapes and measuring them on this.")] = None,
+    adapter_rank: Annotated[
+        int, typer.Option(min=0, help="Leave room for an attached LoRA adapter of this rank; 0 is none.")
+    ] = 0,
     top: Annotated[int, typer.Option(min=1, help="How many shapes to show.")] = 5,
     as_json: AsJson = False,
 ) -> None:
@@ -49,7 +52,7 @@ def plan(
         from foundry.cli.ranking import ranking_on
 
         measure = ranking_on(teacher, data, allowed, top)
-    made = planning.make_plan(teacher, wanted, format, top, allowed, measure)
+    made = planning.make_plan(teacher, wanted, format, top, allowed, measure, adapter_rank)
     if as_json:
         render.print_json(made)
     else:

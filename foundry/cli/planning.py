@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from rich.table import Table
 from rich.text import Text
@@ -45,6 +45,8 @@ class ShapePlan(Record):
     """Of the teacher's parameters."""
     format_bytes: dict[str, int]
     """Tensors alone; headers and tokenizer come on top."""
+    adapter_bytes: int
+    """Of the LoRA adapter beside the weights; 0 without one."""
     kv_cache_bytes: int
     """One sequence as long as the budget's context, f16."""
     budget_ratio: float
@@ -96,15 +98,16 @@ def parse_axes(text: str | None) -> tuple[Axis, ...]:
 
 def make_plan(
     teacher: Path, target: str | CustomTarget, form: str, top: int, axes: tuple[Axis, ...] | None = None,
-    measure: Measure | None = None,
+    measure: Measure | None = None, adapter_rank: int = 0,
 ) -> Plan:  # fmt: skip
     """Search the shapes of a teacher that a target admits; `axes` are those that may be cut.
 
-    With `measure` the candidates are those that it looked at. Raises what `open_config` raises, `UnknownTarget`, or
+    With `measure` the candidates are those that it looked at. A LoRA adapter of `adapter_rank` is counted beside the
+    weights. Raises what `open_config` raises, `UnknownTarget`, or
     `BudgetUnreachable` with the smallest reachable size.
     """
     family, shape, present, limit = _open(teacher)
-    budget = budget_of(target, (form,), limit)
+    budget = budget_of(target, (form,), limit, adapter_rank)
     found = shapes_within(family, shape, budget, axes or Prune().axes, present)
     fitting = sorted(found, key=lambda s: balance(shape, s))
     kl = dict(measure(fitting, budget)) if measure and fitting != [shape] else {}
@@ -123,6 +126,7 @@ def make_plan(
             parameters=parameters,
             parameters_ratio=parameters / whole,
             format_bytes=sizes,
+            adapter_bytes=budget.adapter_bytes(family, candidate, present),
             kv_cache_bytes=kv_cache_bytes,
             budget_ratio=budget.share(family, candidate, present),
             bytes_read_per_token=bytes_read_per_token(family, candidate, parse_format(budget.format), present),
@@ -177,8 +181,10 @@ def _why(teacher: Shape, shape: Shape, first: Shape, kl: Mapping[Shape, float]) 
     return f"cuts {cuts}; balance {balance(teacher, shape):.3f} against {balance(teacher, first):.3f}"
 
 
-def _fastest(profile: DeviceProfile, budget: Budget, *model: Any) -> float:
-    found = decode_tokens_per_s(profile.speed, profile.format, budget.context_tokens, *model)
+def _fastest(profile: DeviceProfile, budget: Budget, family: Family, shape: Shape, present: frozenset[str]) -> float:
+    found = decode_tokens_per_s(
+        profile.speed, profile.format, budget.context_tokens, family, shape, present, budget.adapter_rank
+    )
     assert found is not None  # every profile says its bandwidth
     return found
 
@@ -192,7 +198,8 @@ def show(plan: Plan) -> None:
     if parse_format(budget.format).container == "gguf" and not plan.writes_gguf:
         console.print(Text(f"llama.cpp does not run {plan.family}: no GGUF can be written, and its size is a guess."))
     context = f"{budget.context_tokens:,} tokens"
-    console.print(Text(f"budget of {budget.target}: {limit} as {budget.format}, KV cache at {context}"))
+    beside = f", a LoRA adapter of rank {budget.adapter_rank}" if budget.adapter_rank else ""
+    console.print(Text(f"budget of {budget.target}: {limit} as {budget.format}, KV cache at {context}{beside}"))
     if plan.candidates[0].shape == teacher.shape:
         console.print(Text("The teacher fits as it is; nothing needs to be cut.", style="green"))
     console.print(_table(plan))

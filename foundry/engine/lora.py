@@ -20,10 +20,10 @@ from foundry.engine.models import load_model, load_tokenizer, save_model, trunk_
 from foundry.engine.tensors import write_tensors
 from foundry.engine.workspace import Workspace, new_folder, write_json
 from foundry.intake.checkpoint import checkpoint_sha256, context_limit
+from foundry.spec.adapter import is_adapted
 from foundry.spec.family import Family, family_of
 from foundry.spec.job import JobSpec
 
-ADAPTED_ROLES = frozenset({"q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down"})
 CHECKPOINT_STEPS = 100
 EVALUATIONS = 10
 WARMUP_RATIO = 0.03
@@ -77,11 +77,8 @@ def student_folder(workspace: Workspace, target: str) -> Path:
 
 
 def adapted_modules(family: Family) -> list[str]:
-    """Every linear projection of a layer, named as within its layer: self_attn.q_proj, mlp.down_proj ...
-
-    Experts are left as they are: transformers keeps those of a layer in one tensor, which is no module to adapt.
-    """
-    rows = (w for w in family.weights if w.role in ADAPTED_ROLES and not w.is_bias and not w.per_expert)
+    """Every linear projection of a layer, named as within its layer: self_attn.q_proj, mlp.down_proj ..."""
+    rows = filter(is_adapted, family.weights)
     prefix = family.layer_module.format(layer=0) + "."
     return sorted({family.module_of(w, 0).removeprefix(prefix) for w in rows})
 

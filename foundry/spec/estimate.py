@@ -34,15 +34,17 @@ class TargetEstimate(Resource):
     formats: tuple[FormatEstimate, ...]
     kv_cache_bytes: int
     """Of one sequence as long as the budget's context, in f16."""
+    adapter_bytes: int = 0
+    """Of the LoRA adapter that ships beside the weights, from above; 0 without one."""
     used_bytes: int
-    """The file in the budget's format plus that cache."""
+    """The file in the budget's format, that cache and that adapter."""
     budget_ratio: float
     """How much of the budget is taken, 0 to 1."""
     bytes_read_per_token: int
     """Weights that one token reads in the budget's format: of the experts only the active ones."""
     decode_tokens_per_s_bound: float | None = None
-    """The device's memory bandwidth over the weights and the full KV cache that a token reads. None where the target
-    says no bandwidth."""
+    """The device's memory bandwidth over the weights, adapter and full KV cache that a token reads. None where the
+    target says no bandwidth."""
     first_token_s_bound: float | None = None
     """Seconds to the first token of a prompt of 512, by the device's compute. None where the target says none."""
     too_slow: bool = False
@@ -73,7 +75,7 @@ def estimate(
     targets = []
     for place, target in enumerate(spec.targets):
         try:
-            budget = budget_of(target, spec.formats, context_limit)
+            budget = budget_of(target, spec.formats, context_limit, spec.attached_rank)
             shape = min(
                 shapes_within(family, teacher, budget, spec.prune.axes, present), key=lambda s: balance(teacher, s)
             )
@@ -105,6 +107,7 @@ def _target_estimate(
         cuts_nothing=shape == teacher,
         formats=tuple(FormatEstimate(format=text, bytes=sizes[text]) for text in spec.formats),
         kv_cache_bytes=shape.kv_cache_bytes(budget.context_tokens),
+        adapter_bytes=budget.adapter_bytes(family, shape, present),
         used_bytes=budget.used_bytes(family, shape, present),
         budget_ratio=budget.share(family, shape, present),
         bytes_read_per_token=read_bytes,

@@ -17,40 +17,8 @@ from pydantic import model_validator
 from foundry.errors import DamagedCheckpoint, UnsupportedFamily
 from foundry.spec.config_json import absent_length, rope_both_ways, rope_by_layer_type
 from foundry.spec.record import Record, parse
+from foundry.spec.rules import Carrier, Only, QueryScale
 from foundry.spec.weights import ATTENTION_READERS, Role, Shape, Tensor, Weight
-
-
-class Only(Record):
-    """A setting whose other values mean a model that the table does not describe; absent or null is always right."""
-
-    key: str
-    values: tuple[Any, ...]
-    reason: str
-
-
-class QueryScale(Record):
-    """Where a family's config says what attention scores are divided by, and llama.cpp takes a number of its own.
-
-    llama.cpp divides by the square root of head_dim, and of hidden / heads in models of one depth. The weight that
-    makes queries is multiplied on export so that both give the same scores.
-    """
-
-    key: str
-    """Scores are divided by the square root of this setting."""
-    role: Role
-    """The last weight that queries pass through."""
-    hidden_over_heads_at: int
-    """The number of layers at which llama.cpp takes hidden / heads."""
-
-
-class Carrier(Record):
-    """Another family, whose class computes the same and takes shapes that this one's class refuses."""
-
-    family: str
-    architecture: str
-    """The class as config.json names it."""
-    null: tuple[str, ...] = ()
-    """Settings that must be null there for it to compute the same."""
 
 
 class Family(Record):
@@ -210,13 +178,7 @@ class Family(Record):
                 pointer="/teacher",
             )
         for setting in self.only:
-            value = config.get(setting.key)
-            if value is not None and value not in setting.values:
-                raise UnsupportedFamily(
-                    f"config.json: {setting.key} is {value!r}; the {self.name} table describes models where it is "
-                    f"{' or '.join(repr(v) for v in setting.values)}: {setting.reason}",
-                    pointer="/teacher",
-                )
+            setting.check(config, self.name)
         tied = config.get("tie_word_embeddings", self.tied_by_default)
         return Shape(**sizes, tied=bool(tied))
 

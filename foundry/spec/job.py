@@ -100,6 +100,11 @@ class JobSpec(Record):
         """The name of every target, in order."""
         return tuple(t if isinstance(t, str) else t.name for t in self.targets)
 
+    @property
+    def attached_rank(self) -> int:
+        """Rank of the LoRA adapter that ships beside the weights; 0 where there is none."""
+        return self.lora.rank if self.lora is not None and self.lora.ship == "attached" else 0
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = self.target_names
@@ -109,6 +114,11 @@ class JobSpec(Record):
             parse_format(text)
         if len(set(self.formats)) != len(self.formats):
             raise ValueError("a format is listed twice")
+        if self.attached_rank and all(parse_format(text).container == "onnx" for text in self.formats):
+            raise ValueError(
+                "lora.ship is 'attached', but no format takes an adapter: ONNX Runtime has none; "
+                "add safetensors or a GGUF to formats, or merge it"
+            )
         return self
 
 

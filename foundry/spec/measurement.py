@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, field_validator
 from foundry.spec.record import Count, Record
 from foundry.spec.resources import Resource
 from foundry.spec.target import Budget, over_budget
-from foundry.spec.variant import Metrics, VariantManifest
+from foundry.spec.variant import WITH_ADAPTER, Metrics, VariantManifest
 
 
 class NewMeasurement(Record):
@@ -65,7 +65,7 @@ class Measurement(Resource):
 def judge(new: NewMeasurement, manifest: VariantManifest, budget: Budget) -> Judged:
     """Compare what was measured with a budget."""
     metrics = new.metrics
-    if metrics.model.removesuffix(" with adapter") != budget.format:
+    if metrics.model.removesuffix(WITH_ADAPTER) != budget.format:
         return Judged(budget.target, None, ())
     over = over_budget(
         budget, parameters=manifest.parameters, shape=manifest.shape, device_file_bytes=metrics.file_bytes,

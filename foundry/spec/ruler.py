@@ -11,6 +11,7 @@ from functools import cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from foundry.spec.adapter import factor_bytes
 from foundry.spec.family import Family
 from foundry.spec.formats import boosted_layers, header_bytes, parse_format, tensor_bytes
 from foundry.spec.target import Budget
@@ -143,7 +144,8 @@ class Ruler:
         if self._in_params:
             return math.prod(size), math.prod(size)
         plain, boosted = (tensor_bytes(weight, size, more, shape, self._format) for more in (False, True))
-        return plain, boosted
+        beside = factor_bytes(weight, size, self._budget.adapter_rank)
+        return plain + beside, boosted + beside
 
 
 _LAYERS, _EXPERTS, _FFN = (Cut._fields.index(axis) for axis in ("layers", "experts", "ffn"))

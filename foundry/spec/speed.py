@@ -3,6 +3,7 @@
 Both are bounds that a runtime comes near and does not reach; what was measured stands in a variant's metrics.
 """
 
+from foundry.spec.adapter import adapter_bytes, adapter_values
 from foundry.spec.family import Family
 from foundry.spec.formats import bytes_read_per_token, parse_format
 from foundry.spec.record import Count, Record
@@ -23,18 +24,21 @@ class Speed(Record):
 
 
 def decode_tokens_per_s(
-    speed: Speed, form: str, context_tokens: int, family: Family, shape: Shape, present: frozenset[str] = frozenset()
-) -> float | None:
-    """Every token reads its weights (of the experts the active ones) and the keys and values of a full context."""
+    speed: Speed, form: str, context_tokens: int, family: Family, shape: Shape, present: frozenset[str] = frozenset(),
+    adapter_rank: int = 0,
+) -> float | None:  # fmt: skip
+    """Every token reads its weights (of the experts the active ones), those of a LoRA adapter of this rank beside them,
+    and the keys and values of a full context."""
     if speed.memory_bandwidth_bytes_per_s is None:
         return None
     read_bytes = bytes_read_per_token(family, shape, parse_format(form), present)
+    read_bytes += adapter_bytes(family, shape, adapter_rank, present)
     return speed.memory_bandwidth_bytes_per_s / (read_bytes + shape.kv_cache_bytes(context_tokens))
 
 
 def first_token_s(
     speed: Speed, form: str, family: Family, shape: Shape, present: frozenset[str] = frozenset(),
-    prompt_tokens: int = PROMPT_TOKENS,
+    prompt_tokens: int = PROMPT_TOKENS, adapter_rank: int = 0,
 ) -> float | None:  # fmt: skip
     """Seconds from a prompt to its first token.
 
@@ -47,9 +51,11 @@ def first_token_s(
     head = shape.vocab * shape.hidden
     once = head if shape.tied else 2 * head  # the embedding is looked up, not multiplied
     of_each_token = 2 * (family.parameter_count(active, present) - once - shape.positions * shape.hidden)
+    of_each_token += 2 * adapter_values(family, shape, adapter_rank, present)
     attention = 2 * shape.layers * shape.heads * shape.head_dim * prompt_tokens**2
     compute_s = (of_each_token * prompt_tokens + attention + 2 * head) / speed.compute_ops_per_s
     if speed.memory_bandwidth_bytes_per_s is None:
         return compute_s
     read_bytes = bytes_read_per_token(family, shape, parse_format(form), present)
+    read_bytes += adapter_bytes(family, shape, adapter_rank, present)
     return max(compute_s, read_bytes / speed.memory_bandwidth_bytes_per_s)

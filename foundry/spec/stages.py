@@ -168,8 +168,8 @@ class Lora(Record):
     learning_rate: Rate = 2e-4
     ship: Literal["merged", "attached"] = "merged"
     """merged: its sum with the student's weights, in every format. attached: the weights as they were, and the adapter
-    beside them for PEFT and llama.cpp, so that one file of weights serves several adapters. The planner does not count
-    the adapter, the finished variant does: leave room for it in a target of bytes."""
+    beside them for PEFT and llama.cpp, so that one file of weights serves several adapters. A target's bytes and speed
+    count it; ONNX Runtime takes none."""
 
 
 class Evaluate(Record):

@@ -18,6 +18,10 @@ Bounds = Annotated[
 """Where an interval begins and ends. The schema says a list of two: not every reader of OpenAPI knows `prefixItems`."""
 
 
+WITH_ADAPTER = " with adapter"
+"""Behind a format in `Metrics.model`: measured with the LoRA adapter that ships beside the weights."""
+
+
 class Candidate(Record):
     """A shape that was considered, and what it scored."""
 

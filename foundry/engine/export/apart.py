@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from foundry.engine.export.runtime import Answers, Questions, parse_answers
 from foundry.engine.stopped import Stopped
@@ -24,6 +24,13 @@ _POLL_S = 0.1
 _LAST_LINES = 4
 _TOLD_TO_END = (-signal.SIGTERM, -signal.SIGINT)
 """A supervisor, or a terminal, signals the whole process group: the runtime is then not at fault."""
+
+
+class Ask(Protocol):
+    """Puts questions to a runtime, named by the module that answers them."""
+
+    def __call__(self, module: str, questions: Questions, *, should_stop: Callable[[], bool]) -> Answers:
+        """Raises `ExportFailed` with the runtime's own words, and `Stopped`."""
 
 
 def ask(

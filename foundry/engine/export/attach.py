@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from foundry.engine.export.apart import LLAMACPP, TRANSFORMERS, ask
+from foundry.engine.export.apart import LLAMACPP, TRANSFORMERS, Ask
 from foundry.engine.export.exam import Exam
 from foundry.engine.export.manifest import ADAPTER_FOLDER, ADAPTER_GGUF, gguf_name
 from foundry.engine.export.runtime import Answers
@@ -28,8 +28,8 @@ class Attached(NamedTuple):
 
 
 def attach(
-    adapter: Path, master: Checkpoint, exam: Exam, folder: Path, target: str, forms: Sequence[str], *, device: str,
-    threads: int, should_stop: Callable[[], bool],
+    adapter: Path, master: Checkpoint, exam: Exam, folder: Path, target: str, forms: Sequence[str], *, ask: Ask,
+    device: str, threads: int, should_stop: Callable[[], bool],
 ) -> Iterator[Attached]:  # fmt: skip
     """Carry the adapter into a variant's folder and try it with the weights of each of these GGUF formats.
 

@@ -14,12 +14,12 @@ from foundry.engine.context import RunContext
 from foundry.engine.corpus import Corpus
 from foundry.engine.export import plain
 from foundry.engine.export.activations import UNTUNED, Tuning
-from foundry.engine.export.apart import TRANSFORMERS, ask
+from foundry.engine.export.apart import TRANSFORMERS, Ask
 from foundry.engine.export.attach import attach
 from foundry.engine.export.bits import larger_formats
 from foundry.engine.export.exam import Exam, decided, make_exam
 from foundry.engine.export.huggingface import shipped_dtype, write_huggingface
-from foundry.engine.export.manifest import ADAPTER_GGUF, ADAPTER_WEIGHTS, SAFETENSORS_FOLDER, format_bytes
+from foundry.engine.export.manifest import SAFETENSORS_FOLDER, adapter_bytes_in, format_bytes
 from foundry.engine.export.runtime import Answers
 from foundry.engine.export.sign import Made, sign
 from foundry.engine.export.tune import Tuner, keep_imatrix
@@ -34,7 +34,7 @@ from foundry.spec.formats import FORMATS, MIXED, is_weighed
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.target import Budget
-from foundry.spec.variant import Metrics
+from foundry.spec.variant import WITH_ADAPTER, Metrics
 
 _SAME_LOSS_NATS = 0.002
 
@@ -51,6 +51,7 @@ class Build:
     tokenizer: PreTrainedTokenizerBase
     corpus: Corpus
     folder: Path
+    ask: Ask
     adapter: Path | None = None
     """A LoRA adapter of PEFT that ships beside the student's weights; None where there is none, or it is in them."""
     tuning: Tuning = UNTUNED
@@ -107,7 +108,7 @@ class Build:
         )
         if self.context.device.type == "cuda":
             torch.cuda.empty_cache()  # the other process needs what earlier stages no longer use
-        exam, reference = decided(exam, ask(TRANSFORMERS, questions, should_stop=self.context.should_stop))
+        exam, reference = decided(exam, self.ask(TRANSFORMERS, questions, should_stop=self.context.should_stop))
         if "safetensors" in self.spec.formats:
             size = sum(path.stat().st_size for path in master.folder.glob("*.safetensors"))
             hardware = hardware_name(self.context.device)
@@ -183,7 +184,7 @@ class Build:
                 self.tuning = self.tuning._replace(mix=mix)
             writing.write(master, self.tokenizer, self._name, self.tuning)
             questions = replace(exam.questions, model=str(writing.path))
-            answers = ask(writing.runtime, questions, should_stop=self.context.should_stop)
+            answers = self.ask(writing.runtime, questions, should_stop=self.context.should_stop)
             findings = compare_answers(form, answers, reference, exam, writing.is_cut_otherwise)
         except ExportFailed as error:
             writing.remove()
@@ -205,18 +206,20 @@ class Build:
         """Ship the adapter beside the weights; that llama.cpp cannot have it is told, and PEFT still has it."""
         if self.adapter is None:
             return
-        forms = [row.model for row in self.rows if row.model.startswith("gguf:")]
+        passed = [row.model for row in self.rows]
+        forms = [form for form in passed if form.startswith("gguf:")]
+        if any(form.startswith("onnx:") for form in passed):
+            self.notes.append("The ONNX files are the weights without the adapter, which ONNX Runtime does not take.")
         target = self.budget.target
         try:
             for form, answers, findings in attach(
-                self.adapter, master, exam, self.folder, target, forms, device=str(self.context.device),
+                self.adapter, master, exam, self.folder, target, forms, ask=self.ask, device=str(self.context.device),
                 threads=torch.get_num_threads(), should_stop=self.context.should_stop,
             ):  # fmt: skip
-                beside = ADAPTER_WEIGHTS if form == "safetensors" else ADAPTER_GGUF
-                size = (format_bytes(self.folder, form) or 0) + (self.folder / beside).stat().st_size
+                size = (format_bytes(self.folder, form) or 0) + adapter_bytes_in(self.folder, form)
                 one_thread = processor_name(exam.questions.threads)
                 hardware = hardware_name(self.context.device) if form == "safetensors" else one_thread
-                self._record(f"{form} with adapter", size, answers, findings, exam, hardware)
+                self._record(form + WITH_ADAPTER, size, answers, findings, exam, hardware)
         except ExportFailed as error:
             self.failed["adapter"] = error.message
             message = f"{target}: the adapter is left out for llama.cpp: {error.message}"

@@ -35,6 +35,10 @@ class Genai:
         """Token ids, without special tokens but those that stand in the text by their names."""
         return [int(token) for token in self._tokenizer.encode(text)]
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Token ids as text, without special tokens."""
+        return str(self._tokenizer.decode(np.array(ids, dtype=np.int32)))
+
     def logits(self, generator: Any, ids_T: Sequence[int], *, all_positions: bool) -> np.ndarray:
         """Feed tokens; the logits [T, V] at each of them, or [1, V] at the last."""
         generator.append_tokens(np.array([list(ids_T)], dtype=np.int32))
@@ -96,6 +100,7 @@ def answer(questions: Questions) -> Answers:
         context_tokens=model.context_tokens,
         token_ids=cut,
         bare_token_ids=cut,
+        texts_back=[model.text_of(ids) for ids in cut],
         continuations=[greedy(model, prompt, questions.continue_tokens) for prompt in questions.prompts],
         losses=[losses for losses, _ in scores],
         likeliest=[tops for _, tops in scores],

@@ -50,6 +50,7 @@ _SIGNATURES = {
     "llama_memory_clear": (None, [c_void_p, c_bool]),
     "llama_memory_seq_rm": (c_bool, [c_void_p, c_int32, c_int32, c_int32]),
     "llama_tokenize": (c_int32, [c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool]),
+    "llama_token_to_piece": (c_int32, [c_void_p, c_int32, c_char_p, c_int32, c_int32, c_bool]),
     "llama_batch_ext_init": (c_void_p, [c_void_p]),
     "llama_batch_ext_clear": (None, [c_void_p]),
     "llama_batch_ext_free": (None, [c_void_p]),
@@ -126,6 +127,19 @@ class Llama:
         if count < 0:
             raise LlamaError(f"{text!r:.80} cannot be tokenised (status {count})")
         return ids[:count]
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Token ids as text, without special tokens; piece by piece, as llama.cpp's server sends an answer."""
+        return b"".join(map(self._piece, ids)).decode(errors="replace")
+
+    def _piece(self, token: int) -> bytes:
+        room = 64
+        while True:
+            data = ctypes.create_string_buffer(room)
+            size = self._library.llama_token_to_piece(self._vocabulary, token, data, room, 0, False)
+            if size >= 0:
+                return data.raw[:size]
+            room = -size
 
     def forget_from(self, position: int) -> None:
         """Keep what was fed before this position, so that other tokens can follow there."""
@@ -225,12 +239,14 @@ def answer(questions: Questions) -> Answers:
         if questions.speed_prompt_tokens:
             tokens = [i % llama.vocabulary_tokens for i in range(questions.speed_prompt_tokens)]
             rates = speed(llama, tokens, questions.speed_decode_tokens)
+        bare = [llama.tokenize(text, special=False) for text in questions.texts]
         return Answers(
             runtime=runtime_version(),
             load_ms=load_ms,
             context_tokens=llama.context_tokens,
             token_ids=[llama.tokenize(text, special=True) for text in questions.texts],
-            bare_token_ids=[llama.tokenize(text, special=False) for text in questions.texts],
+            bare_token_ids=bare,
+            texts_back=[llama.text_of(ids) for ids in bare],
             continuations=[greedy(llama, prompt, questions.continue_tokens) for prompt in questions.prompts],
             losses=[losses for losses, _ in scores],
             likeliest=[tops for _, tops in scores],

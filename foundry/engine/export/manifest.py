@@ -9,6 +9,7 @@ from pathlib import Path
 from foundry.engine.export.signature import check_signature, read_document
 from foundry.engine.workspace import sha256_of
 from foundry.errors import ArtifactDamaged, InvalidSpec
+from foundry.spec.formats import parse_format
 from foundry.spec.record import parse
 from foundry.spec.variant import Artifact, VariantManifest
 
@@ -76,6 +77,13 @@ def format_bytes(folder: Path, form: str) -> int | None:
     paths = (path.relative_to(folder) for pattern in _WEIGHT_FILES for path in folder.glob(pattern))
     sizes = [(folder / path).stat().st_size for path in paths if _format_of(path) == form]
     return sum(sizes) if sizes else None
+
+
+def adapter_bytes_in(folder: Path, form: str) -> int:
+    """Bytes of the adapter file that the runtime of a format adds to the weights; 0 without one."""
+    name = {"gguf": ADAPTER_GGUF, "safetensors": ADAPTER_WEIGHTS}.get(parse_format(form).container)
+    path = None if name is None else folder / name
+    return path.stat().st_size if path is not None and path.is_file() else 0
 
 
 def read_manifest(folder: Path) -> VariantManifest:

@@ -11,14 +11,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from foundry.engine.export.apart import LLAMACPP, ONNX, TRANSFORMERS, ask
-from foundry.engine.export.manifest import MEASURED, SAFETENSORS_FOLDER, adapter_of, format_bytes, onnx_folder
+from foundry.engine.export.manifest import (
+    MEASURED,
+    SAFETENSORS_FOLDER,
+    adapter_bytes_in,
+    adapter_of,
+    format_bytes,
+    onnx_folder,
+)  # fmt: skip
 from foundry.engine.export.runtime import Answers, Questions
 from foundry.engine.hardware import processor_name
 from foundry.errors import InvalidData, UnknownFormat
 from foundry.intake.documents import is_held_out, read_documents
 from foundry.spec.formats import parse_format
 from foundry.spec.target import over_budget
-from foundry.spec.variant import Metrics, VariantManifest
+from foundry.spec.variant import WITH_ADAPTER, Metrics, VariantManifest
 
 RUNTIMES = {"gguf": LLAMACPP, "onnx": ONNX, "safetensors": TRANSFORMERS}
 """Container -> the module that asks its runtime."""
@@ -99,9 +106,9 @@ def _model(folder: Path, manifest: VariantManifest, form: str) -> Path:
 def _metrics(folder: Path, manifest: VariantManifest, form: str, answers: Answers, threads: int) -> Metrics:
     losses = list(chain.from_iterable(answers.text_losses))
     return Metrics(
-        model=form,
+        model=form + WITH_ADAPTER if adapter_of(manifest, parse_format(form).container) else form,
         parameters=manifest.parameters,
-        file_bytes=format_bytes(folder, form),
+        file_bytes=(format_bytes(folder, form) or 0) + adapter_bytes_in(folder, form),
         held_out_loss=sum(losses) / len(losses) if losses else None,
         tokens=len(losses) or None,
         load_ms=answers.load_ms,
@@ -114,7 +121,7 @@ def _metrics(folder: Path, manifest: VariantManifest, form: str, answers: Answer
 
 
 def _over(manifest: VariantManifest, metrics: Metrics) -> tuple[str, ...]:
-    if metrics.model != manifest.budget.format:
+    if metrics.model.removesuffix(WITH_ADAPTER) != manifest.budget.format:
         return ()
     return over_budget(
         manifest.budget, parameters=manifest.parameters, shape=manifest.shape, device_file_bytes=metrics.file_bytes,

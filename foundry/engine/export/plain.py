@@ -6,6 +6,7 @@ which makes it the reference that other runtimes are compared with.
 T: tokens of a sequence, V: vocabulary.
 """
 
+import inspect
 import sys
 import time
 import warnings
@@ -37,7 +38,9 @@ def greedy(model: PreTrainedModel, prompt: Sequence[int], tokens: int) -> Contin
 
 def _last_logits(model: PreTrainedModel, feed: Sequence[int], cache: DynamicCache) -> Tensor:
     ids_1T = torch.tensor([list(feed)], device=model.device)
-    logits_V: Tensor = model(input_ids=ids_1T, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+    # transformers has renamed the argument and drops the old name in 5.40.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    logits_V: Tensor = model(input_ids=ids_1T, **{name: cache}, use_cache=True, logits_to_keep=1).logits[0, -1]
     return logits_V
 
 
@@ -87,12 +90,16 @@ def answer(questions: Questions) -> Answers:
     if questions.speed_prompt_tokens:
         prompt = [i % model.config.vocab_size for i in range(questions.speed_prompt_tokens)]
         rates = speed(model, prompt, questions.speed_decode_tokens)
+    bare = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in questions.texts]
     return Answers(
         runtime=f"transformers {transformers.__version__}, torch {torch.__version__}",
         load_ms=load_ms,
         context_tokens=model.config.max_position_embeddings,
         token_ids=[tokenizer(text)["input_ids"] for text in questions.texts],
-        bare_token_ids=[tokenizer(text, add_special_tokens=False)["input_ids"] for text in questions.texts],
+        bare_token_ids=bare,
+        texts_back=[
+            tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in bare
+        ],
         continuations=[greedy(model, prompt, questions.continue_tokens) for prompt in questions.prompts],
         losses=[losses for losses, _ in scores],
         likeliest=[tops for _, tops in scores],

@@ -67,6 +67,8 @@ class Answers:
     """Each text with the special tokens that the tokenizer adds."""
     bare_token_ids: list[list[int]] = field(default_factory=list)
     """Each text without them."""
+    texts_back: list[str] = field(default_factory=list)
+    """What `bare_token_ids` are as text, special tokens left out."""
     continuations: list[Continuation] = field(default_factory=list)
     losses: list[list[float]] = field(default_factory=list)
     """For each passage, minus the log probability of every token but the first, in nats."""

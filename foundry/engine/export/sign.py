@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foundry.engine.export.card import licence_of, write_card
-from foundry.engine.export.manifest import ADAPTER_GGUF, NAME, artifacts_in, format_bytes, versions
+from foundry.engine.export.manifest import NAME, adapter_bytes_in, artifacts_in, format_bytes, versions
 from foundry.engine.models import local_folder
 from foundry.engine.workspace import Workspace, read_json, write_json
 from foundry.intake.checkpoint import Checkpoint, checkpoint_sha256
@@ -15,7 +15,7 @@ from foundry.spec.formats import Mix, parse_format, weight_bytes
 from foundry.spec.job import JobSpec
 from foundry.spec.record import parse
 from foundry.spec.target import Budget, over_budget
-from foundry.spec.variant import Lineage, Metrics, PrunePlan, VariantManifest
+from foundry.spec.variant import WITH_ADAPTER, Lineage, Metrics, PrunePlan, VariantManifest
 
 _TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 _TERMS_BYTES = 1_000_000
@@ -98,9 +98,9 @@ def _manifest(folder: Path, made: Made, workspace: Workspace, teacher: Path) -> 
 
 
 def _over_budget(folder: Path, made: Made) -> tuple[str, ...]:
-    """By the real file, the peak measured here, and the speed predicted there."""
+    """By the real file with its adapter, the peak measured here, and the speed predicted there."""
     student, measured = made.student, {row.model: row for row in made.rows}
-    row = measured.get(made.budget.format)
+    row = measured.get(made.budget.format + WITH_ADAPTER) or measured.get(made.budget.format)
     return over_budget(
         made.budget, parameters=made.parameters, shape=student.shape, device_file_bytes=_device_bytes(folder, made),
         peak_memory_bytes=row.peak_memory_bytes if row else None,
@@ -113,11 +113,10 @@ def _device_bytes(folder: Path, made: Made) -> int | None:
     form = made.budget.format
     if form in made.failed:
         return None
-    adapter = (folder / ADAPTER_GGUF).stat().st_size if (folder / ADAPTER_GGUF).is_file() else 0
-    written = format_bytes(folder, form)
-    if written is not None:
-        return written + adapter
-    return weight_bytes(made.student.family, made.student.shape, parse_format(form), made.student.present) + adapter
+    size = format_bytes(folder, form)
+    if size is None:
+        size = weight_bytes(made.student.family, made.student.shape, parse_format(form), made.student.present)
+    return size + adapter_bytes_in(folder, form)
 
 
 def _earlier_metrics(workspace: Workspace, target: str) -> list[Metrics]:

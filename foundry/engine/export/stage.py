@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from foundry.engine.context import RunContext
 from foundry.engine.corpus import Corpus
+from foundry.engine.export.apart import Ask, ask
 from foundry.engine.export.build import Build
 from foundry.engine.export.library import shared_library
 from foundry.engine.export.manifest import NAME
@@ -58,10 +59,11 @@ def _require_libraries(spec: JobSpec) -> bool:
     return True
 
 
-def export(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
+def export(spec: JobSpec, workspace: Workspace, context: RunContext, ask: Ask = ask) -> None:
     """Build `stages/export/TARGET/variant` for every target; one that is already there is kept.
 
-    A format that fails its check is left out with a warning. Raises `ExportFailed` when none is left, and `Stopped`.
+    A format that fails its check is left out with a warning; `ask` opens each in its runtime. Raises `ExportFailed`
+    when none is left, and `Stopped`.
     """
     _require_libraries(spec)
     finals = {name: workspace.stage("export", name) / "variant" for name in spec.target_names}
@@ -81,7 +83,7 @@ def export(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         with new_folder(finals[name]) as folder:
             build = Build(
                 spec=spec, workspace=workspace, context=context, budget=budget, student=student, tokenizer=tokenizer,
-                corpus=corpus, folder=folder, adapter=attached,
+                corpus=corpus, folder=folder, ask=ask, adapter=attached,
             )  # fmt: skip
             for message in build.run():
                 steps.next(message)

@@ -59,7 +59,9 @@ class Tuner(NamedTuple):
         family, shape, form = self.master.family, self.master.shape, parse_format(MIXED)
         if self.budget.max_bytes is None:
             return weight_bytes(family, shape, parse_format("gguf:q8_0"), self.master.present)
-        return self.budget.max_bytes - shape.kv_cache_bytes(self.budget.context_tokens) - header_bytes(shape, form)
+        beside = self.budget.adapter_bytes(family, shape, self.master.present)
+        cache = shape.kv_cache_bytes(self.budget.context_tokens)
+        return self.budget.max_bytes - cache - beside - header_bytes(shape, form)
 
 
 def keep_imatrix(activations: Activations, master: Checkpoint, folder: Path, data: str) -> None:

@@ -69,6 +69,7 @@ def compare_answers(
     `excused` names the texts that the runtime is known to cut otherwise.
     """
     _same_tokens(answers, reference, exam.questions.texts, excused)
+    _same_texts(answers, reference, exam.questions.texts, excused)
     tie_nats = _tie_nats(_differences(answers, reference))
     pairs = zip(answers.continuations, reference.continuations, strict=True)
     equal = [_equal_tokens(form, mine, theirs, tie_nats) for mine, theirs in pairs]
@@ -106,6 +107,16 @@ def _same_tokens(answers: Answers, reference: Answers, texts: Sequence[str], exc
                 raise ExportFailed(
                     f"its runtime cuts {text!r:.60} into other tokens than the tokenizer: {_excerpt(mine, theirs)}"
                 )
+
+
+def _same_texts(answers: Answers, reference: Answers, texts: Sequence[str], excused: Callable[[str], bool]) -> None:
+    """What transformers gives back as it was, the runtime must give back as it was.
+
+    But for a space before everything, which some tokenizers put there and take away again.
+    """
+    for text, mine, theirs in zip(texts, answers.texts_back, reference.texts_back, strict=True):
+        if theirs == text and mine not in (text, " " + text) and not excused(text):
+            raise ExportFailed(f"its runtime makes {mine!r:.60} of the tokens of {text!r:.60}")
 
 
 def _excerpt(mine: Sequence[int], theirs: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from foundry.engine.corpus import Corpus
-from foundry.engine.export.apart import TRANSFORMERS, ask
+from foundry.engine.export.apart import TRANSFORMERS
 from foundry.engine.export.exam import Exam, decided, make_exam
 from foundry.engine.export.gguf import write_gguf
 from foundry.engine.export.runtime import Answers
@@ -15,7 +15,7 @@ from foundry.engine.export.vocabulary import Vocabulary, vocabulary_of
 from foundry.engine.models import load_tokenizer
 from foundry.intake.checkpoint import Checkpoint, open_checkpoint
 from foundry.spec.job import JobSpec
-from tests.export_questions import about
+from tests.export_questions import about, ask_here
 from tests.tiny import DEMO_TEACHER
 
 
@@ -56,12 +56,13 @@ class Demo:
 
 @pytest.fixture(scope="session")
 def demo(demo_teacher: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """Opened once in plain transformers, in a process of its own."""
+    """Opened once in plain transformers."""
     checkpoint, tokenizer = open_checkpoint(demo_teacher), load_tokenizer(demo_teacher)
     spec = JobSpec(teacher=str(demo_teacher), data=str(corpus_file), targets=("smartphone",), evaluate={"tokens": 1536})
     corpus = Corpus.load(corpus_file, tokenizer, seed=0)
     exam = make_exam(spec, corpus, tokenizer, context_tokens=512)
-    exam, reference = decided(exam, ask(TRANSFORMERS, about(exam, demo_teacher)))
+    reference = ask_here(TRANSFORMERS, about(exam, demo_teacher), should_stop=lambda: False)
+    exam, reference = decided(exam, reference)
     vocabulary = vocabulary_of(tokenizer, checkpoint.shape.vocab)
     return Demo(checkpoint, vocabulary, exam, reference, tmp_path_factory.mktemp("gguf"))
 

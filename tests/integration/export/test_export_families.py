@@ -3,6 +3,7 @@
 llama.cpp answers in this process: what a process of its own is for stands in test_export_llamacpp.py.
 """
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ from foundry.engine.export.runtime import Questions
 from foundry.engine.export.vocabulary import vocabulary_of
 from foundry.engine.lora import attach, save_adapter
 from foundry.engine.models import load_model
-from foundry.intake.checkpoint import open_checkpoint
+from foundry.engine.prune.slicer import Slicer
+from foundry.engine.tensors import write_sharded
+from foundry.engine.workspace import write_json
+from foundry.intake.checkpoint import Checkpoint, open_checkpoint
+from foundry.spec.adapter import adapter_bytes
 from foundry.spec.family import families
+from foundry.spec.variant import PrunePlan
 from tests.families import FAMILY_NAMES, VOCABULARY, genuine, save_genuine
 from tests.tiny import new_tokenizer
 
@@ -57,6 +63,62 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
     return {name: (name, {"hidden": 48 if own[name] else 32, **NEEDED.get(name, {})}) for name in WRITTEN} | MORE
 
 
+def cut(name: str, folder: Path) -> Checkpoint:
+    """A teacher with eight heads, and what is left of it when every axis that it has is cut, written as a job does."""
+    in_step = families()[name].gguf_heads_fill_hidden or families()[name].heads_fill_hidden
+    changes = {"hidden": 64 if in_step else 96, "heads": 8, "layers": 3, **NEEDED.get(name, {})}
+    model = genuine(name, kv_heads=2, **changes).bfloat16()
+    model.save_pretrained(folder / "teacher")
+    teacher = open_checkpoint(folder / "teacher")
+    whole, choose = teacher.shape, random.Random(0)
+    group = whole.heads // whole.kv_heads
+    shape = whole.model_copy(
+        update={
+            "hidden": whole.hidden // 2, "ffn": whole.ffn // 2, "heads": whole.heads // 2, "layers": whole.layers - 1,
+            "kv_heads": whole.kv_heads if group > 1 else whole.kv_heads // 2,
+            "experts": max(0, whole.experts - 1),
+        }
+    )  # fmt: skip
+
+    def some(count: int, of: int) -> tuple[int, ...]:
+        return tuple(sorted(choose.sample(range(of), count)))
+
+    heads = some(shape.heads, whole.heads)
+    if group > 1:
+        of_each = shape.heads // shape.kv_heads
+        heads = tuple(group * g + h for g in range(whole.kv_heads) for h in some(of_each, group))
+    plan = PrunePlan(
+        family=name, target="kiosk", teacher_shape=whole, shape=shape, layers=tuple(range(shape.layers)),
+        hidden=some(shape.hidden, whole.hidden), heads=(heads,) * shape.layers,
+        kv_heads=(heads,) * shape.layers if group == 1 else (),
+        ffn=tuple(some(shape.ffn, whole.ffn) for _ in range(shape.layers * max(1, shape.experts))),
+        experts=tuple(some(shape.experts, whole.experts) for _ in range(shape.layers)) if shape.experts else (),
+    )  # fmt: skip
+    slicer = Slicer(checkpoint=teacher, plan=plan, statistics=None, device=torch.device("cpu"))
+    (folder / "model").mkdir()
+    write_sharded(slicer.tensors(), slicer.entries(), folder / "model")
+    write_json(folder / "model" / "config.json", slicer.config())
+    return open_checkpoint(folder / "model")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_cut_from_every_family_scores_and_continues_in_llamacpp_as_in_transformers(
+    name: str, tmp_path: Path
+) -> None:
+    student = cut(name, tmp_path)
+    passage = np.random.default_rng(0).integers(1, VOCABULARY, 60).tolist()
+    model = load_model(tmp_path / "model", dtype=torch.float32, device="cpu")
+    expected, _ = plain.score(model, passage)
+    theirs = plain.greedy(model, passage[:24], 8)
+    path = tmp_path / "x.gguf"
+    write_gguf(student, vocabulary_of(new_tokenizer(), VOCABULARY), path, quantisation="f16", name="x")
+    answers = answer(Questions(model=str(path), passages=[passage], prompts=[passage[:24]], continue_tokens=8))
+    assert np.abs(np.subtract(answers.losses[0], expected)).max() < 0.05
+    mine = answers.continuations[0].tokens
+    apart = next((i for i, pair in enumerate(zip(mine, theirs.tokens, strict=True)) if len(set(pair)) > 1), None)
+    assert apart is None or theirs.margins[apart] < 0.1  # random weights have near ties
+
+
 @pytest.mark.parametrize(("name", "changes"), cases().values(), ids=cases())
 def test_f16_scores_as_transformers_does_in_every_family(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
     passage = np.random.default_rng(0).integers(1, VOCABULARY, 60).tolist()
@@ -89,6 +151,9 @@ def test_an_adapter_changes_llamacpps_answers_as_it_does_pefts(name: str, tmp_pa
         checkpoint, vocabulary_of(new_tokenizer(), VOCABULARY), tmp_path / "x.gguf", quantisation="f16", name="x"
     )
     write_adapter(checkpoint, tmp_path / "adapter", tmp_path / "adapter.gguf")
+    planned = adapter_bytes(checkpoint.family, checkpoint.shape, 4, checkpoint.present)
+    for written in ("adapter.gguf", "adapter/adapter_model.safetensors"):
+        assert planned / 2 < (tmp_path / written).stat().st_size <= planned  # names weigh much where ranks are small
     asked = Questions(model=str(tmp_path / "x.gguf"), adapter=str(tmp_path / "adapter.gguf"), passages=[passage])
     found = answer(asked).losses[0]
     assert np.abs(np.subtract(expected, without)).max() > 1

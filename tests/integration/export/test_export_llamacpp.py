@@ -92,12 +92,17 @@ def test_llamacpp_cuts_hard_text_as_gemmas_pre_tokenizer_does(tmp_path: Path) ->
 
 
 def cut_differently(tokenizer: PreTrainedTokenizerFast, folder: Path) -> list[str]:
-    """The texts whose ids in llama.cpp are not the tokenizer's, with and without the special tokens it adds."""
+    """The texts whose ids in llama.cpp are not the tokenizer's, with and without the special tokens it adds.
+
+    What ids are as text is the same in both for every text.
+    """
     checkpoint = open_checkpoint(save(folder / "model", new_model(vocabulary=len(tokenizer)), tokenizer))
     path = folder / "tokenizer.gguf"
     write_gguf(checkpoint, vocabulary_of(tokenizer, len(tokenizer)), path, quantisation="f16", name="x")
     texts = [*hard_texts(tokenizer), *(text[:3000] for text in TEXTS)]
     answers = answer(Questions(model=str(path), texts=texts))
+    as_is = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    assert answers.texts_back == [tokenizer.decode(ids, **as_is) for ids in answers.bare_token_ids]
     expected = (
         [tokenizer(t)["input_ids"] for t in texts],
         [tokenizer.encode(t, add_special_tokens=False) for t in texts],

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from foundry.engine.context import RunContext, Stopped
+from foundry.engine.export.apart import Ask, ask
 from foundry.engine.export.manifest import adapter_of, check_folder
 from foundry.engine.export.stage import check_formats, export
 from foundry.engine.lora import attach, merge, save_adapter
@@ -27,6 +28,7 @@ from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.record import parse
 from foundry.spec.variant import Metrics, PrunePlan
+from tests.export_questions import ask_here
 from tests.families import save_genuine
 from tests.tiny import new_model, new_tokenizer, save, write_texts
 
@@ -35,18 +37,19 @@ pytestmark = pytest.mark.integration
 
 @dataclass
 class Stage:
-    """A workspace whose earlier stages are done, and everything that the export says."""
+    """A workspace whose earlier stages are done, and everything that the export says. Files are opened by `ask`."""
 
     spec: JobSpec
     workspace: Workspace
     events: list[RunEvent] = field(default_factory=list)
+    ask: Ask = ask_here
 
     def context(self, should_stop: Callable[[], bool] = lambda: False) -> RunContext:
         cpu = torch.device("cpu")
         return RunContext(emit=self.events.append, should_stop=should_stop, device=cpu, dtype=torch.float32, seed=0)
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        export(self.spec, self.workspace, self.context(should_stop))
+        export(self.spec, self.workspace, self.context(should_stop), self.ask)
 
     def variant(self, target: str) -> Path:
         return self.workspace.root / "stages" / "export" / target / "variant"
@@ -85,7 +88,7 @@ def prepare(
 
 @pytest.fixture(scope="module")
 def done(demo_teacher: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    """The demo's teacher, whole for one target and with fewer channels for another."""
+    """The demo's teacher, whole for one target and with fewer channels for another; in processes, as jobs are."""
     folder = tmp_path_factory.mktemp("job")
     teacher = folder / "teacher"
     shutil.copytree(demo_teacher, teacher)
@@ -93,8 +96,9 @@ def done(demo_teacher: Path, corpus_file: Path, tmp_path_factory: pytest.TempPat
     (teacher / "LICENSE").write_text("terms")
     formats = ["safetensors", "gguf:f16", "gguf:q4_k_m"]
     stage = prepare(folder / "workspace", teacher, corpus_file, formats, tablet=768, watch=512)
-    stage.run()
-    return stage
+    done = replace(stage, ask=ask)
+    done.run()
+    return done
 
 
 @pytest.mark.parametrize("target", ["tablet", "watch"])

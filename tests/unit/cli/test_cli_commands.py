@@ -116,6 +116,16 @@ def test_plan_fits_80_columns_without_cutting_a_number(
         assert f"{shape['layers']}×{shape['hidden']}×{shape['ffn']}×{shape['heads']}/{shape['kv_heads']}" in shown
 
 
+def test_plan_leaves_room_for_an_adapter(foundry: Command, config: Path) -> None:
+    arguments = ("plan", "--teacher", config, "--max-bytes", "600e6", "--adapter-rank", "32")
+    plan, plain = (json.loads(foundry(*given, "--json").out) for given in (arguments, arguments[:-2]))
+    assert plan["teacher"]["budget_ratio"] > plain["teacher"]["budget_ratio"]
+    assert plan["candidates"][0]["adapter_bytes"] > 10**7 and plan["candidates"][0]["budget_ratio"] <= 1
+    for device, speed in plan["teacher"]["decode_tokens_per_s"].items():
+        assert speed < plain["teacher"]["decode_tokens_per_s"][device]
+    assert "a LoRA adapter of rank 32" in " ".join(foundry(*arguments).out.split())
+
+
 def test_plan_says_when_the_teacher_fits_as_it_is(foundry: Command, config: Path) -> None:
     assert "fits as it is" in foundry("plan", "--teacher", config.parent, "--target", "laptop").out
 

@@ -20,6 +20,7 @@ REFERENCE = Answers(
     context_tokens=512,
     token_ids=[[0, 5, 6]],
     bare_token_ids=[[5, 6]],
+    texts_back=["a b"],
     continuations=[Continuation(tokens=[7, 8, 9], seconds=[1, 2, 3], margins=[1.0, 0.01, 1.0])],
     losses=[[2.0] * (TOKENS // 2) + [3.0] * (TOKENS // 2)],
     likeliest=[[1] * TOKENS],
@@ -47,6 +48,16 @@ def test_compare_refuses_other_tokens_and_shows_them(field: str) -> None:
     compare_answers("gguf:q4_k_m", answers, REFERENCE, EXAM, excused=lambda text: text == "a b")
     with pytest.raises(ExportFailed, match=r"'a b' into other tokens.*\[4\] where \[6\]"):
         compare_answers("gguf:q4_k_m", answers, REFERENCE, EXAM)
+
+
+def test_compare_refuses_tokens_that_are_not_the_text_again_where_transformers_gives_it_back() -> None:
+    for same in ("a b", " a b"):
+        compare_answers("gguf:f16", replace(REFERENCE, texts_back=[same]), REFERENCE, EXAM)
+    lossy = replace(REFERENCE, texts_back=["a  b"])
+    compare_answers("gguf:f16", lossy, lossy, EXAM)
+    compare_answers("gguf:f16", lossy, REFERENCE, EXAM, excused=lambda text: text == "a b")
+    with pytest.raises(ExportFailed, match=r"makes 'a  b' of the tokens of 'a b'"):
+        compare_answers("gguf:f16", lossy, REFERENCE, EXAM)
 
 
 def test_compare_refuses_another_greedy_token_in_an_exact_format() -> None:

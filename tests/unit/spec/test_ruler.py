@@ -51,8 +51,9 @@ def _teachers(draw: st.DrawFn) -> Teacher:
 @st.composite
 def _budgets(draw: st.DrawFn, teacher: Teacher) -> Budget:
     budget = Budget(
-        target="t", format=draw(st.sampled_from(FORMATS)), context_tokens=draw(st.sampled_from([64, 512])), max_bytes=1
-    )
+        target="t", format=draw(st.sampled_from(FORMATS)), context_tokens=draw(st.sampled_from([64, 512])), max_bytes=1,
+        adapter_rank=draw(st.sampled_from([0, 4])),
+    )  # fmt: skip
     share = draw(st.floats(0.02, 1))
     if draw(st.booleans()):
         whole = teacher.family.parameter_count(teacher.shape, teacher.present)

@@ -1,0 +1,47 @@
+"""What a LoRA adapter adds beside the weights: two narrow factors for every projection of a layer."""
+
+from foundry.spec.family import Family
+from foundry.spec.weights import Role, Shape, Weight
+
+ADAPTED_ROLES: frozenset[Role] = frozenset({"q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down"})
+_VALUE_BYTES = 4
+"""Factors are kept in float32 by PEFT's file and by llama.cpp's."""
+_FACTOR_HEADER_BYTES = 160
+"""Name, type and size of one factor in either file, from above."""
+
+
+def is_adapted(weight: Weight) -> bool:
+    """Whether an adapter has factors for a table row.
+
+    Experts are left as they are: transformers keeps those of a layer in one tensor, which is no module to adapt.
+    """
+    return weight.role in ADAPTED_ROLES and not weight.is_bias and not weight.per_expert
+
+
+def factor_values(weight: Weight, size: tuple[int, ...], rank: int) -> int:
+    """Numbers in both factors of one tensor of a row, [rank, in] and [out, rank]; 0 where it is not adapted."""
+    return rank * sum(size) if is_adapted(weight) else 0
+
+
+def factor_bytes(weight: Weight, size: tuple[int, ...], rank: int) -> int:
+    """Bytes of both factors of one tensor of a row in the adapter's file, from above."""
+    values = factor_values(weight, size, rank)
+    return _VALUE_BYTES * values + 2 * _FACTOR_HEADER_BYTES if values else 0
+
+
+def adapter_values(family: Family, shape: Shape, rank: int, present: frozenset[str] = frozenset()) -> int:
+    """Numbers in a whole adapter."""
+    return sum(
+        factor_values(weight, tuple(map(shape.length, weight.dims)), rank) * weight.count(shape)
+        for weight in family.weights
+        if family.has(weight, shape, present)
+    )
+
+
+def adapter_bytes(family: Family, shape: Shape, rank: int, present: frozenset[str] = frozenset()) -> int:
+    """Bytes of an adapter's file, from above."""
+    return sum(
+        factor_bytes(weight, tuple(map(shape.length, weight.dims)), rank) * weight.count(shape)
+        for weight in family.weights
+        if family.has(weight, shape, present)
+    )
