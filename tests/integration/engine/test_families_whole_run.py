@@ -34,7 +34,7 @@ BUILT = {
 
 @pytest.mark.parametrize("name", BUILT, ids=[f"{name}: {how}" for name, how in BUILT.items()])
 def test_every_stage_runs_when_a_family_has(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The file is opened by the runtime's own code, but here: a process that loads transformers costs more than all stages.
+    # The runtime's own code opens the file, but here: a process that loads transformers costs more than all stages.
     monkeypatch.setitem(pipeline._STAGE, "export", partial(export, ask=ask_here))
     teacher = save_genuine(tmp_path / "teacher", name, layers=3)
     write_texts(tmp_path / "text.jsonl", documents=200)
