@@ -17,20 +17,48 @@ def refit(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, *, damping: float 
     """The output projection on the kept channels that best imitates the whole one on the calibration text.
 
     Minimises E|W x - W' x_K|^2, whose solution is W' = W C[:,K] (C[K,K] + lambda I)^-1 with C = E[x x^T]; lambda is
-    `damping` times the mean of C[K,K]'s diagonal. Returns [H, K] in float32. Keeping every channel returns W itself.
+    `damping` times the mean of C[K,K]'s diagonal. With R for the channels that go, that is W[:,K] + (W[:,R] C[R,K] -
+    lambda W[:,K]) (C[K,K] + lambda I)^-1, a product over R instead of all channels. Returns [H, K] in float32. Keeping
+    every channel returns W itself.
     """
+    kept_HK = weight_HC[:, kept_K].float()
     if len(kept_K) == weight_HC.shape[1]:
-        return weight_HC.float()
-    rows_KC = gram_CC[kept_K]
-    weight_CH = weight_HC.double().T
-    cross_KH = torch.cat([rows.double() @ weight_CH for rows in torch.split(rows_KC, _ROWS)])
-    inner_KK = rows_KC[:, kept_K].double()
-    del rows_KC  # of a large layer each of these matrices takes gigabytes
-    if not inner_KK.diagonal().any():  # channels that the text never used, as of an expert that no token reached
-        return weight_HC[:, kept_K].float()
-    inner_KK.diagonal().add_(damping * inner_KK.diagonal().mean())
-    solved_KH: Tensor = torch.linalg.solve(inner_KK, cross_KH)
-    return solved_KH.T.float()
+        return kept_HK
+    diagonal_K = gram_CC.diagonal()[kept_K].double()
+    if not diagonal_K.any():  # channels that the text never used, as of an expert that no token reached
+        return kept_HK
+    ridge = damping * diagonal_K.mean()
+    gone_R = (
+        torch.ones(len(gram_CC), dtype=torch.bool, device=gram_CC.device).index_fill(0, kept_K, False).nonzero()[:, 0]
+    )
+    # Of a large layer each of these matrices takes gigabytes, so none is made twice, and what is solved is overwritten.
+    right_KH = kept_HK.double().mul_(-ridge).mT
+    gone_RH = weight_HC[:, gone_R].double().T
+    for rows in torch.arange(len(kept_K), device=gram_CC.device).split(_ROWS):
+        right_KH[rows] += gram_CC[kept_K[rows]][:, gone_R].double() @ gone_RH
+    del gone_RH
+    change_KH = _solved(gram_CC, kept_K, ridge, right_KH)
+    return kept_HK.add_(change_KH.T)
+
+
+def _solved(gram_CC: Tensor, kept_K: Tensor, ridge: Tensor, right_KH: Tensor) -> Tensor:
+    """(C[K,K] + ridge I)^-1 right in float64, by Cholesky in place: the right side is overwritten."""
+    lower_KK = _ridged(gram_CC, kept_K, ridge).mT  # symmetric, so its transpose is itself as LAPACK lays it out
+    failed = torch.empty((), dtype=torch.int32, device=lower_KK.device)
+    torch.linalg.cholesky_ex(lower_KK, out=(lower_KK, failed))
+    if failed:  # float32 sums of very unequal channels may have left it not positive definite
+        solved_KH: Tensor = torch.linalg.solve(_ridged(gram_CC, kept_K, ridge), right_KH)
+        return solved_KH
+    torch.linalg.solve_triangular(lower_KK, right_KH, upper=False, out=right_KH)
+    return torch.linalg.solve_triangular(lower_KK.mT, right_KH, upper=True, out=right_KH)
+
+
+def _ridged(gram_CC: Tensor, kept_K: Tensor, ridge: Tensor) -> Tensor:
+    inner_KK = torch.empty(len(kept_K), len(kept_K), dtype=torch.float64, device=gram_CC.device)
+    for rows in torch.arange(len(kept_K), device=gram_CC.device).split(_ROWS):
+        inner_KK[rows] = gram_CC[kept_K[rows]][:, kept_K].double()
+    inner_KK.diagonal().add_(ridge)
+    return inner_KK
 
 
 def ordered_axes(covariances: Iterable[Tensor], *, centred: bool) -> Tensor:

@@ -144,6 +144,22 @@ def test_refit_is_exact_when_lost_channels_depend_on_kept_ones() -> None:
     torch.testing.assert_close(kept_TK @ refitted_HK.T, x_TC @ weight_HC.T, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("spread", [1.0, -0.5], ids=["a sum of squares", "not positive definite by rounding"])
+def test_refit_solves_the_damped_normal_equations(spread: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight_HC = torch.randn(5, 16, generator=generator)
+    x_TC = torch.randn(40, 16, generator=generator)
+    gram_CC = x_TC.T @ x_TC
+    gram_CC[0] *= spread
+    gram_CC[:, 0] *= spread
+    gram_CC[0, 0] *= spread
+    kept = torch.tensor([0, 2, 3, 7, 8, 11])
+    inner_KK = gram_CC[kept][:, kept].double()
+    inner_KK += 1e-3 * inner_KK.diagonal().mean() * torch.eye(len(kept))
+    expected_HK = weight_HC.double() @ gram_CC[:, kept].double() @ inner_KK.inverse()
+    torch.testing.assert_close(repair.refit(weight_HC, gram_CC, kept), expected_HK.float(), rtol=1e-4, atol=1e-5)
+
+
 def test_refit_keeps_the_weights_of_channels_that_the_text_never_used() -> None:
     """As of an expert that no token reached."""
     weight_HC = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
