@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from apiflask import APIFlask
 
-from api import auth, errors, metrics, rates, sessions, trace
+from api import auth, errors, etags, metrics, rates, sessions, trace
 from api.access import access
 from api.bodies import sweep_abandoned
 from api.console.app import create_console
@@ -59,6 +59,7 @@ def create_app(settings: Settings) -> APIFlask:
     metrics.install(app)
     auth.install(app)
     rates.install(app, settings)
+    etags.install(app)
     app.before_request(refuse_unknown_query)
     for blueprint in (
         uploads, datasets, models, targets, estimates, jobs, events, history, reports, evaluations, variants,

@@ -2,8 +2,10 @@
 
 from base64 import b64encode
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
 
-from flask import Response, send_file
+from flask import Response, request, send_file
+from werkzeug.wsgi import wrap_file
 
 from foundry.spec.variant import Artifact
 
@@ -20,7 +22,33 @@ def send_artifact(blob: Path, artifact: Artifact) -> Response:
         blob, mimetype=_MEDIA_TYPES.get(name.suffix, "application/octet-stream"), as_attachment=True,
         download_name=name.name, conditional=True, etag=artifact.sha256,
     )  # fmt: skip
+    if response.status_code == 206 and request.method == "GET":
+        _send_part_by_the_kernel(response, blob)
     response.headers.pop("Last-Modified", None)  # when this copy was written says nothing about the bytes
     response.headers["Repr-Digest"] = f"sha-256=:{b64encode(bytes.fromhex(artifact.sha256)).decode()}:"
     response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
     return response
+
+
+def _send_part_by_the_kernel(response: Response, blob: Path) -> None:
+    """A part as the server sends a whole file; Werkzeug's own way reads it in Python, at three times the cost."""
+    part = response.content_range
+    response.response.close()  # type: ignore[union-attr]
+    file = blob.open("rb")
+    file.seek(part.start or 0)
+    response.response = wrap_file(request.environ, cast(BinaryIO, _Part(file, (part.stop or 0) - (part.start or 0))))
+    response.direct_passthrough = True
+
+
+class _Part:
+    """So many bytes of a file from where it stands. Servers that know sendfile take `fileno`, others `read`."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._left = file, size
+        self.fileno, self.close = file.fileno, file.close
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes; empty at the end of the part."""
+        data = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data

@@ -95,6 +95,8 @@ def complete(spec: dict[str, Any]) -> dict[str, Any]:
         for method, operation in operations.items():
             endpoint = operation["operationId"].removeprefix(f"{method}_")
             _complete_operation(operation, closed=endpoint in scopes, scope=scopes.get(endpoint))
+            if method == "get" and endpoint in scopes:
+                _add_etag(operation["responses"])
             _add_examples(operation, answers())
     return spec
 
@@ -156,6 +158,14 @@ def _add_examples(operation: dict[str, Any], answers: Mapping[str, Any]) -> None
                 media["example"] = answers[named]
             elif media_type in _TEXTS:
                 media["example"] = _TEXTS[media_type]
+
+
+def _add_etag(responses: dict[str, Any]) -> None:
+    """What api/etags.py does to answers in JSON; of files, `FILE` says it."""
+    found = responses.get("200", {})
+    if "application/json" in found.get("content", {}) and "headers" not in found:
+        found["headers"] = {"ETag": {"description": "Give it as If-None-Match", "schema": _TEXT}}
+        responses["304"] = {"description": "Not modified: If-None-Match names what would be sent"}
 
 
 _TEXTS = {

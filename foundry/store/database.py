@@ -75,9 +75,9 @@ def insert_if_absent(session: Session, table: type[Row], **values: Any) -> bool:
     session.flush()  # what the row may point to
     connection = session.connection()
     clocked = frozenset(name for name, value in values.items() if isinstance(value, db_now))
-    insert = _insert_if_absent(connection.dialect.name, table, clocked, frozenset(values) - clocked)
+    statement = _insert_if_absent(connection.dialect.name, table, clocked, frozenset(values) - clocked)
     given = {name: value for name, value in values.items() if name not in clocked}
-    return connection.scalar(insert, given) is not None
+    return connection.scalar(statement, given) is not None
 
 
 @cache
@@ -88,7 +88,7 @@ def _insert_if_absent(dialect: str, table: type[Row], clocked: frozenset[str], g
 
 
 def insert_rows(session: Session, table: type[Row], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows at once that nobody goes on to change: a tenth of what it costs to let a session look after them.
+    """Insert rows that nobody goes on to change, without objects for a session to look after.
 
     What they point to must be in the database already: the session's own objects are not written first.
     """

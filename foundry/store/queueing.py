@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import bindparam, exists, func, select
 from sqlalchemy.orm import Session
 
 from foundry.spec.access import Quota
@@ -23,9 +23,20 @@ _WAITING = [status.value for status in CLAIMABLE]
 _HELD = [status.value for status in HELD]
 _LATEST = 20
 _MOST_QUEUED = 1000
-_JOBS = JobRow.__table__.c
+_JOBS, _ATTEMPTS, _PROJECTS = JobRow.__table__.c, AttemptRow.__table__.c, ProjectRow.__table__.c
 _BEYOND_MOST = select(_JOBS.id).where(_JOBS.status.in_(_WAITING)).order_by(_JOBS.id).offset(_MOST_QUEUED).limit(1)
 """One queued job more than are placed, by the index alone: reading a thousand to find that out is dear."""
+_QUEUED = select(_JOBS.id, _JOBS.project_id, _JOBS.priority, _JOBS.created_at).where(_JOBS.status.in_(_WAITING))
+_RUNS = select(_JOBS.project_id).where(_JOBS.status.in_(_HELD))
+_LAST_TURNS = select(_PROJECTS.id, _PROJECTS.last_claim_at).where(_PROJECTS.id.in_(bindparam("ids", expanding=True)))
+_LASTED = (
+    select(_JOBS.finished_at - _JOBS.started_at).where(_JOBS.status == Status.SUCCEEDED.value)
+    .order_by(_JOBS.id.desc()).limit(_LATEST)
+)  # fmt: skip
+_BEGUN = (
+    select(_ATTEMPTS.started_at).join(JobRow.__table__, _JOBS.id == _ATTEMPTS.job_id)
+    .where(_JOBS.status.in_(_HELD), _ATTEMPTS.attempt == _JOBS.epoch)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,7 @@ def places(session: Session) -> Mapping[str, Place]:
     """
     if session.connection().execute(_BEYOND_MOST).first() is not None:
         return {}
-    columns = (JobRow.id, JobRow.project_id, JobRow.priority, JobRow.created_at)
-    queued = session.execute(select(*columns).where(JobRow.status.in_(_WAITING))).all()
+    queued = session.connection().execute(_QUEUED).all()
     lines: dict[str, list[str]] = defaultdict(list)
     for job_id, project_id, *_ in sorted(queued, key=lambda row: (-row.priority, row.created_at, row.id)):
         lines[project_id].append(job_id)
@@ -84,7 +94,7 @@ def places(session: Session) -> Mapping[str, Place]:
 def _turns(session: Session, lines: Mapping[str, list[str]]) -> list[str]:
     """Jobs in the order in which projects would get their turns."""
     running = _running(session)
-    projects = session.execute(select(ProjectRow.id, ProjectRow.last_claim_at).where(ProjectRow.id.in_(lines)))
+    projects = session.connection().execute(_LAST_TURNS, {"ids": list(lines)})
     turns = [(running[project_id], last_claim_at or 0.0, project_id, 0) for project_id, last_claim_at in projects]
     heapq.heapify(turns)
     order: list[str] = []
@@ -98,13 +108,10 @@ def _turns(session: Session, lines: Mapping[str, list[str]]) -> list[str]:
 
 def _timed(session: Session, order: list[str]) -> list[tuple[str, float | None]]:
     """Each job with the moment at which a run of now or of a job before it would have ended."""
-    lasted = select(JobRow.finished_at - JobRow.started_at).where(JobRow.status == Status.SUCCEEDED.value)
-    seconds = [s for s in session.scalars(lasted.order_by(JobRow.id.desc()).limit(_LATEST)) if s is not None]
-    begun = select(AttemptRow.started_at).join(JobRow, JobRow.id == AttemptRow.job_id)
-    begun = begun.where(JobRow.status.in_(_HELD), AttemptRow.attempt == JobRow.epoch)
-    started = session.scalars(begun).all()
+    seconds = [s for s in session.connection().scalars(_LASTED) if s is not None]
     if not seconds:
         return [(job_id, None) for job_id in order]
+    started = session.connection().scalars(_BEGUN).all()
     run_s, now = median(seconds), session.scalars(select(db_now())).one()
     free_at = [max(now, at + run_s) for at in started] or [now]
     heapq.heapify(free_at)
@@ -117,7 +124,7 @@ def _timed(session: Session, order: list[str]) -> list[tuple[str, float | None]]
 
 
 def _running(session: Session) -> Counter[str]:
-    return Counter(session.scalars(select(JobRow.project_id).where(JobRow.status.in_(_HELD))))
+    return Counter(session.connection().scalars(_RUNS))
 
 
 def _may_run_more(project: ProjectRow, running: Mapping[str, int]) -> bool:

@@ -46,7 +46,7 @@ def _begin_to_write(connection: Connection) -> None:
                 raw.execute(TO_WRITE).close()
                 return
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     break
             time.sleep(_ASK_AGAIN_S)
         connection.exec_driver_sql(TO_WRITE)  # fails in the way that every statement fails

@@ -51,6 +51,18 @@ def test_a_job_is_queued_with_its_first_event_when_the_spec_can_work(serving: Se
     assert claim.inputs.data_sha256 == serving.dataset.sha256
 
 
+def test_a_reader_who_has_the_answer_is_told_so_until_it_changes(serving: Serving, client: FlaskClient) -> None:
+    job = serving.submit()
+    for path in (f"{JOBS}/{job.id}", JOBS):
+        first = client.get(path)
+        known = {"If-None-Match": first.headers["ETag"]}
+        again = client.get(path, headers=known)
+        assert (again.status_code, again.data) == (304, b"")
+        serving.say(job, "one more attempt")
+        assert client.get(path, headers=known).status_code == 200
+    assert "ETag" not in client.get(f"{JOBS}/job_none").headers
+
+
 def _pickled(serving: Serving) -> str:
     (write_config(serving.folder / "teachers" / "pickled") / "pytorch_model.bin").write_bytes(b"\x80\x04")
     return "pickled"
