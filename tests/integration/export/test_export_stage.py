@@ -233,7 +233,9 @@ def test_stage_stops_between_formats_and_leaves_no_half_variant(lowercasing: tup
 def test_stage_ships_gguf_alone_for_a_device_with_a_short_context(tmp_path: Path) -> None:
     teacher = save(tmp_path / "teacher", new_model().bfloat16())
     data = write_texts(tmp_path / "text.jsonl", 100)
-    stage = prepare(tmp_path / "job", teacher, data, ["gguf:q8_0"], context_tokens=20, watch=32)
+    prepared = prepare(tmp_path / "job", teacher, data, ["gguf:q8_0"], context_tokens=20, watch=32)
+    half = prepared.spec.export.model_copy(update={"dtype": "float16"})
+    stage = replace(prepared, spec=prepared.spec.model_copy(update={"export": half}))
     stage.run()
     manifest = check_folder(stage.variant("watch"))
     formats: dict[str, Any] = {artifact.path: artifact.format for artifact in manifest.files}
