@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.export.apart import Ask, ask
 from foundry.engine.export.manifest import adapter_of, check_folder
+from foundry.engine.export.runtime import Answers, Questions
 from foundry.engine.export.stage import check_formats, export
 from foundry.engine.lora import attach, merge, save_adapter
 from foundry.engine.models import copy_tokenizer, load_model
@@ -86,9 +87,14 @@ def prepare(
     return Stage(spec, workspace)
 
 
+def ask_about_the_tablet_apart(module: str, questions: Questions, *, should_stop: Callable[[], bool]) -> Answers:
+    """One target in processes of their own, as every job does it; the other here."""
+    return (ask if "/tablet/" in questions.model else ask_here)(module, questions, should_stop=should_stop)
+
+
 @pytest.fixture(scope="module")
 def done(demo_teacher: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    """The demo's teacher, whole for one target and with fewer channels for another; in processes, as jobs are."""
+    """The demo's teacher, whole for one target and with fewer channels for another."""
     folder = tmp_path_factory.mktemp("job")
     teacher = folder / "teacher"
     shutil.copytree(demo_teacher, teacher)
@@ -96,7 +102,7 @@ def done(demo_teacher: Path, corpus_file: Path, tmp_path_factory: pytest.TempPat
     (teacher / "LICENSE").write_text("terms")
     formats = ["safetensors", "gguf:f16", "gguf:q4_k_m"]
     stage = prepare(folder / "workspace", teacher, corpus_file, formats, tablet=768, watch=512)
-    done = replace(stage, ask=ask)
+    done = replace(stage, ask=ask_about_the_tablet_apart)
     done.run()
     return done
 
