@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.export.apart import Ask, ask
 from foundry.engine.export.manifest import adapter_of, check_folder
+from foundry.engine.export.measure import measure
 from foundry.engine.export.runtime import Answers, Questions
 from foundry.engine.export.stage import check_formats, export
 from foundry.engine.lora import attach, merge, save_adapter
@@ -25,6 +26,7 @@ from foundry.engine.workspace import Inputs, Workspace, write_json
 from foundry.errors import ExportFailed
 from foundry.intake.checkpoint import checkpoint_sha256, open_checkpoint
 from foundry.serve.offer import open_variant
+from foundry.spec.family import families
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.record import parse
@@ -286,5 +288,13 @@ def test_an_attached_adapter_ships_beside_the_weights_for_peft_and_llamacpp(tmp_
     assert list(rows) == ["safetensors", "gguf:f16", "safetensors with adapter", "gguf:f16 with adapter"]
     assert abs(rows["gguf:f16 with adapter"].runtime_loss_difference or 1) < 0.01
     assert rows["gguf:f16 with adapter"].held_out_loss != pytest.approx(rows["gguf:f16"].held_out_loss, abs=0.01)
+    weights, beside = (stage.variant("watch") / name for name in ("watch-f16.gguf", "adapter/adapter.gguf"))
+    size = weights.stat().st_size + beside.stat().st_size
+    assert manifest.budget.adapter_rank == 4
+    assert size <= manifest.budget.used_bytes(families()["llama"], manifest.shape) - manifest.shape.kv_cache_bytes(64)
+    tight = manifest.model_copy(update={"budget": manifest.budget.model_copy(update={"max_bytes": size})})
+    (measured,) = measure(stage.variant("watch"), tight, ["gguf:f16"], texts=(), threads=1, context_tokens=64)
+    assert measured.metrics.model == "gguf:f16 with adapter" and measured.metrics.file_bytes == size
+    assert measured.over_budget[0].startswith("file, adapter and KV cache at 64 tokens take")
     (served,) = [offer for offer in [open_variant(stage.variant("watch"))] if offer.adapter is not None]
     assert served.adapter == stage.variant("watch") / "adapter" / "adapter.gguf"
