@@ -204,7 +204,8 @@ def _unreachable(
     way_out = f"allow at least {params:,} parameters" if budget.max_params else f"allow at least {size:,} bytes"
     more_axes = "let more axes be cut (prune.axes)"
     runtime = "" if family.heads_fill_hidden else " in llama.cpp"
-    if "layers" in axes and grid.layers == [teacher.layers] and family.gguf_needs_every_layer:
+    gguf = parse_format(budget.format).container == "gguf"
+    if gguf and family.gguf_needs_every_layer and "layers" in axes:
         more_axes = (
             f"let another format run there (llama.cpp needs every layer of {family.name}, so none was cut for "
             f"{budget.format})"
