@@ -1,4 +1,4 @@
-"""The lora stage: a low-rank adapter for the customer's domain on every student, shipped attached and merged."""
+"""The lora stage: a low-rank adapter for the customer's domain on every student, saved apart and merged."""
 
 import warnings
 from collections.abc import Iterator

@@ -43,7 +43,10 @@ def open_variant(
     `ServeFailed` when the folder holds no such format or the runtime is unknown.
     """
     if runtime is not None and runtime not in get_args(Runtime):
-        raise ServeFailed(f"--runtime {runtime} is none of {', '.join(get_args(Runtime))}")
+        raise ServeFailed(
+            f"--runtime {runtime} is none of {', '.join(get_args(Runtime))}; other servers, such as vLLM, are started "
+            f"on their own over the plain model in {folder / SAFETENSORS_FOLDER}"
+        )
     manifest, signed_by = verify_folder(folder, trusted, may_be_unsigned=True)
     shipped = {file.format: file.path for file in manifest.files if file.format is not None}
     served = [one for one in shipped if _runtime_of(one) is not None and runtime in (None, _runtime_of(one))]

@@ -141,6 +141,11 @@ class Family(Record):
         return name
 
     @property
+    def gguf_needs_every_layer(self) -> bool:
+        """Whether llama.cpp takes the kind of a layer from its number, so that cutting one changes those behind it."""
+        return self.gguf_windows or any(len(pattern) > 1 for pattern in self.gguf_layers.values())
+
+    @property
     def exactly_rotatable(self) -> bool:
         """Whether turning the residual stream changes nothing: no norm behind a writer."""
         return "attention_post_norm" not in self._by_role and "ffn_post_norm" not in self._by_role

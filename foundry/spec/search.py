@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from foundry.errors import BudgetUnreachable
 from foundry.spec.family import Family
+from foundry.spec.formats import parse_format
 from foundry.spec.ruler import Cut, Ruler
 from foundry.spec.stages import Axis
 from foundry.spec.target import Budget
@@ -95,10 +96,21 @@ class Grid(NamedTuple):
     """Whether hidden must be a multiple of heads: no class takes it otherwise."""
 
     @classmethod
-    def of(cls, family: Family, teacher: Shape, axes: Iterable[Axis], present: frozenset[str] = frozenset()) -> "Grid":
-        """The grid of a teacher. Where heads fill hidden, both are cut together or neither is."""
+    def of(
+        cls, family: Family, teacher: Shape, axes: Iterable[Axis], present: frozenset[str] = frozenset(),
+        gguf: bool = False,
+    ) -> "Grid":  # fmt: skip
+        """The grid of a teacher. Where heads fill hidden, both are cut together or neither is.
+
+        With `gguf` it has the shapes that llama.cpp runs: there heads fill hidden in more families, and others lose no
+        layers. A teacher whose own heads do not fill hidden has no GGUF, so nothing is gained by holding to that.
+        """
         allowed = set(axes)
         in_step = family.heads_fill_hidden
+        if gguf and family.gguf_heads_fill_hidden:
+            in_step = in_step or teacher.hidden == teacher.heads * teacher.head_dim
+        if gguf and family.gguf_needs_every_layer:
+            allowed -= {"layers"}
         if in_step and not {"hidden", "heads"} <= allowed:
             allowed -= {"hidden", "heads", "kv_heads"}
         lengths, attention = choices(teacher, allowed), _attention(teacher, allowed)
@@ -150,7 +162,7 @@ def shapes_within(
     if budget.share(family, teacher, present) <= 1:
         return [teacher]
     allowed = tuple(axes)
-    grid = Grid.of(family, teacher, allowed, present)
+    grid = Grid.of(family, teacher, allowed, present, parse_format(budget.format).container == "gguf")
     ruler = Ruler(family, teacher, budget, present)
     limit = budget.max_params or budget.max_bytes or 0
     widest: dict[_Place, tuple[int, Cut]] = {}
@@ -191,8 +203,15 @@ def _unreachable(
     limit = f"{budget.max_params:,} parameters" if budget.max_params else f"{budget.max_bytes:,} bytes"
     way_out = f"allow at least {params:,} parameters" if budget.max_params else f"allow at least {size:,} bytes"
     more_axes = "let more axes be cut (prune.axes)"
-    if grid.in_step and len({"hidden", "heads"} & set(axes)) == 1:
-        more_axes = f"let hidden and heads be cut together (prune.axes), for {family.name} heads fill hidden"
+    runtime = "" if family.heads_fill_hidden else " in llama.cpp"
+    gguf = parse_format(budget.format).container == "gguf"
+    if gguf and family.gguf_needs_every_layer and "layers" in axes:
+        more_axes = (
+            f"let another format run there (llama.cpp needs every layer of {family.name}, so none was cut for "
+            f"{budget.format})"
+        )
+    elif grid.in_step and len({"hidden", "heads"} & set(axes)) == 1:
+        more_axes = f"let hidden and heads be cut together (prune.axes), for {family.name} heads fill hidden{runtime}"
     return BudgetUnreachable(
         f"target {budget.target!r} allows {limit}, but the smallest student of this teacher has {params:,} parameters "
         f"and takes {size:,} bytes as {budget.format} with its KV cache at {budget.context_tokens:,} tokens; "

@@ -17,6 +17,10 @@ before hidden is cut. rescale: norm gains that keep the magnitude the next layer
 student learns, one after the other, to put out what the teacher's layer does."""
 
 
+Dtype = Literal["bfloat16", "float16"]
+"""A 16-bit type of weights."""
+
+
 class Correct(Record):
     """Adapt the teacher to the data first; kept only when its held-out loss falls."""
 
@@ -194,6 +198,9 @@ class Export(Record):
 
     parity_tokens: Count = 32
     """Greedy tokens that a file's own runtime must agree on with transformers (f16) before it counts."""
+    dtype: Dtype | None = None
+    """Of the safetensors, for software that knows one of them alone; by default bfloat16, and float16 where a teacher's
+    float16 weights were cut and never trained."""
     quantisation_loss_nats: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
     """Where the device's GGUF of 4 bits costs more than this a token, 5 and then 6 bits are tried within the budget."""
     activation_tokens: Annotated[int, Field(ge=0)] = 8_192

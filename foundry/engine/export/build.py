@@ -96,7 +96,7 @@ class Build:
         """The plain folder, which every other format is made from; removed again when it was not asked for."""
         folder = self.folder / SAFETENSORS_FOLDER
         folder.mkdir()
-        write_huggingface(self.student, self.tokenizer, folder)
+        write_huggingface(self.student, self.tokenizer, folder, self.spec.export.dtype)
         return open_checkpoint(folder)
 
     def _examine_master(self, master: Checkpoint) -> tuple[Exam, Answers]:
@@ -131,7 +131,7 @@ class Build:
         model = load_model(self.student.folder, dtype=torch.float32, device=self.context.device)
         # The weights alone: Gemma keeps a factor beside them, which is not shipped.
         for parameter in model.parameters():
-            parameter.data = parameter.data.to(shipped_dtype(self.student)).float()
+            parameter.data = parameter.data.to(shipped_dtype(self.student, self.spec.export.dtype)).float()
         return model
 
     def _same_as_student(self, model: PreTrainedModel, exam: Exam, reference: Answers) -> None:

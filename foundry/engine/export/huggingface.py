@@ -1,8 +1,8 @@
 """Writes the plain Hugging Face folder: the master artifact, which every other format is made from.
 
-Weights are bfloat16 (float16 stays float16), the config is rebuilt from the family table, and names are spelt so that
-transformers 4 and 5 both read them: version 4 takes a version-5 rope setting as absent without a word, and does not
-know version 5's name of the tokenizer class.
+Weights are bfloat16 (float16 stays float16) or as a job says, the config is rebuilt from the family table, and names
+are spelt so that transformers 4 and 5 both read them: version 4 takes a version-5 rope setting as absent without a
+word, and does not know version 5's name of the tokenizer class.
 """
 
 import tempfile
@@ -16,7 +16,9 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from foundry.engine.tensors import Entry, Reader, write_sharded
 from foundry.engine.workspace import read_json, write_json
+from foundry.errors import ExportFailed
 from foundry.intake.checkpoint import Checkpoint
+from foundry.spec.stages import Dtype
 
 _GENERATION_KEYS = (
     "bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k", "min_p",
@@ -33,17 +35,24 @@ _TOKENIZER_KEYS = (
 )  # fmt: skip
 
 
-def shipped_dtype(checkpoint: Checkpoint) -> torch.dtype:
+def shipped_dtype(checkpoint: Checkpoint, asked: Dtype | None = None) -> torch.dtype:
     """The 16-bit type that a checkpoint's weights are shipped in."""
+    if asked is not None:
+        return torch.float16 if asked == "float16" else torch.bfloat16
     return torch.float16 if {entry.dtype for entry in checkpoint.tensors.values()} == {"F16"} else torch.bfloat16
 
 
-def write_huggingface(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Fill an existing folder; weights pass through one at a time, one tensor of them in memory."""
-    dtype = shipped_dtype(checkpoint)
+def write_huggingface(
+    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: Dtype | None = None
+) -> None:
+    """Fill an existing folder; weights pass through one at a time, one tensor of them in memory.
+
+    Raises `ExportFailed` where float16 cannot hold a weight.
+    """
+    shipped = shipped_dtype(checkpoint, dtype)
     places = checkpoint.family.tensors(checkpoint.shape, checkpoint.present)
-    write_sharded(_weights(checkpoint, dtype), [Entry(place.name, dtype, place.size) for place in places], folder)
-    write_json(folder / "config.json", _config(checkpoint, dtype))
+    write_sharded(_weights(checkpoint, shipped), [Entry(place.name, shipped, place.size) for place in places], folder)
+    write_json(folder / "config.json", _config(checkpoint, shipped))
     write_json(folder / "generation_config.json", _generation_config(checkpoint))
     write_tokenizer(tokenizer, folder)
 
@@ -51,7 +60,14 @@ def write_huggingface(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase
 def _weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     read = Reader(checkpoint, torch.device("cpu"))
     for tensor in checkpoint.family.tensors(checkpoint.shape, checkpoint.present):
-        yield tensor.name, read(tensor.name).to(dtype)
+        value = read(tensor.name)
+        cast = value.to(dtype)
+        if dtype == torch.float16 and not torch.isfinite(cast).all():
+            largest = float(value.abs().max())
+            raise ExportFailed(
+                f"{tensor.name} holds {largest:,.0f}, and float16 ends at 65,504; leave export.dtype out for bfloat16"
+            )
+        yield tensor.name, cast
 
 
 def _config(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:

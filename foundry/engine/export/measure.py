@@ -18,7 +18,7 @@ from foundry.engine.export.manifest import (
     adapter_of,
     format_bytes,
     onnx_folder,
-)  # fmt: skip
+)
 from foundry.engine.export.runtime import Answers, Questions
 from foundry.engine.hardware import processor_name
 from foundry.errors import InvalidData, UnknownFormat

@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.export.apart import Ask, ask
 from foundry.engine.export.manifest import adapter_of, check_folder
+from foundry.engine.export.measure import measure
+from foundry.engine.export.runtime import Answers, Questions
 from foundry.engine.export.stage import check_formats, export
 from foundry.engine.lora import attach, merge, save_adapter
 from foundry.engine.models import copy_tokenizer, load_model
@@ -24,6 +26,7 @@ from foundry.engine.workspace import Inputs, Workspace, write_json
 from foundry.errors import ExportFailed
 from foundry.intake.checkpoint import checkpoint_sha256, open_checkpoint
 from foundry.serve.offer import open_variant
+from foundry.spec.family import families
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.record import parse
@@ -86,9 +89,14 @@ def prepare(
     return Stage(spec, workspace)
 
 
+def ask_about_the_tablet_apart(module: str, questions: Questions, *, should_stop: Callable[[], bool]) -> Answers:
+    """One target in processes of their own, as every job does it; the other here."""
+    return (ask if "/tablet/" in questions.model else ask_here)(module, questions, should_stop=should_stop)
+
+
 @pytest.fixture(scope="module")
 def done(demo_teacher: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    """The demo's teacher, whole for one target and with fewer channels for another; in processes, as jobs are."""
+    """The demo's teacher, whole for one target and with fewer channels for another."""
     folder = tmp_path_factory.mktemp("job")
     teacher = folder / "teacher"
     shutil.copytree(demo_teacher, teacher)
@@ -96,7 +104,7 @@ def done(demo_teacher: Path, corpus_file: Path, tmp_path_factory: pytest.TempPat
     (teacher / "LICENSE").write_text("terms")
     formats = ["safetensors", "gguf:f16", "gguf:q4_k_m"]
     stage = prepare(folder / "workspace", teacher, corpus_file, formats, tablet=768, watch=512)
-    done = replace(stage, ask=ask)
+    done = replace(stage, ask=ask_about_the_tablet_apart)
     done.run()
     return done
 
@@ -233,7 +241,9 @@ def test_stage_stops_between_formats_and_leaves_no_half_variant(lowercasing: tup
 def test_stage_ships_gguf_alone_for_a_device_with_a_short_context(tmp_path: Path) -> None:
     teacher = save(tmp_path / "teacher", new_model().bfloat16())
     data = write_texts(tmp_path / "text.jsonl", 100)
-    stage = prepare(tmp_path / "job", teacher, data, ["gguf:q8_0"], context_tokens=20, watch=32)
+    prepared = prepare(tmp_path / "job", teacher, data, ["gguf:q8_0"], context_tokens=20, watch=32)
+    half = prepared.spec.export.model_copy(update={"dtype": "float16"})
+    stage = replace(prepared, spec=prepared.spec.model_copy(update={"export": half}))
     stage.run()
     manifest = check_folder(stage.variant("watch"))
     formats: dict[str, Any] = {artifact.path: artifact.format for artifact in manifest.files}
@@ -278,5 +288,13 @@ def test_an_attached_adapter_ships_beside_the_weights_for_peft_and_llamacpp(tmp_
     assert list(rows) == ["safetensors", "gguf:f16", "safetensors with adapter", "gguf:f16 with adapter"]
     assert abs(rows["gguf:f16 with adapter"].runtime_loss_difference or 1) < 0.01
     assert rows["gguf:f16 with adapter"].held_out_loss != pytest.approx(rows["gguf:f16"].held_out_loss, abs=0.01)
+    weights, beside = (stage.variant("watch") / name for name in ("watch-f16.gguf", "adapter/adapter.gguf"))
+    size = weights.stat().st_size + beside.stat().st_size
+    assert manifest.budget.adapter_rank == 4
+    assert size <= manifest.budget.used_bytes(families()["llama"], manifest.shape) - manifest.shape.kv_cache_bytes(64)
+    tight = manifest.model_copy(update={"budget": manifest.budget.model_copy(update={"max_bytes": size})})
+    (measured,) = measure(stage.variant("watch"), tight, ["gguf:f16"], texts=(), threads=1, context_tokens=64)
+    assert measured.metrics.model == "gguf:f16 with adapter" and measured.metrics.file_bytes == size
+    assert measured.over_budget[0].startswith("file, adapter and KV cache at 64 tokens take")
     (served,) = [offer for offer in [open_variant(stage.variant("watch"))] if offer.adapter is not None]
     assert served.adapter == stage.variant("watch") / "adapter" / "adapter.gguf"

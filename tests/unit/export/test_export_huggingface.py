@@ -7,9 +7,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from foundry.engine.export.huggingface import write_huggingface
 from foundry.engine.models import load_tokenizer
+from foundry.errors import ExportFailed
 from foundry.intake.checkpoint import Checkpoint, open_checkpoint
 from tests.families import FAMILY_NAMES, genuine
-from tests.tiny import CHAT_TEMPLATE, new_tokenizer
+from tests.tiny import CHAT_TEMPLATE, new_model, new_tokenizer, save
 from tests.unit.export.conftest import Make
 
 IDS = torch.tensor([[5, 9, 200, 3, 77, 12]])
@@ -45,6 +46,24 @@ def test_huggingface_folder_rounds_float32_to_bfloat16(make_checkpoint: Make, tm
     checkpoint = make_checkpoint(torch.float32)
     shipped = ship(checkpoint, tmp_path / "shipped")
     assert torch.equal(logits(shipped), logits(checkpoint.folder, torch.bfloat16))
+
+
+def test_huggingface_folder_has_the_type_that_a_job_asks_for(make_checkpoint: Make, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(torch.bfloat16)
+    tmp_path.joinpath("half").mkdir()
+    write_huggingface(checkpoint, load_tokenizer(checkpoint.folder), tmp_path / "half", "float16")
+    assert {entry.dtype for entry in open_checkpoint(tmp_path / "half").tensors.values()} == {"F16"}
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "float16"
+    torch.testing.assert_close(logits(tmp_path / "half"), logits(checkpoint.folder), rtol=0, atol=1e-4)
+
+
+def test_a_weight_that_float16_cannot_hold_is_named_with_the_way_out(tmp_path: Path) -> None:
+    model = new_model().bfloat16()
+    model.model.norm.weight.data[3] = 70_000.0
+    checkpoint = open_checkpoint(save(tmp_path / "large", model))
+    tmp_path.joinpath("half").mkdir()
+    with pytest.raises(ExportFailed, match=r"model\.norm\.weight holds 70,144.*leave export\.dtype out"):
+        write_huggingface(checkpoint, load_tokenizer(checkpoint.folder), tmp_path / "half", "float16")
 
 
 def test_huggingface_config_is_spelt_for_transformers_4_and_5(make_checkpoint: Make, tmp_path: Path) -> None:

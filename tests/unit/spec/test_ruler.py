@@ -63,10 +63,13 @@ def _budgets(draw: st.DrawFn, teacher: Teacher) -> Budget:
     return budget.model_copy(update=limit)
 
 
-def _every_shape(teacher: Teacher, axes: tuple[Axis, ...]) -> list[Shape]:
-    """Every product of the lengths along single axes, less those that no model has or no axis allows."""
+def _every_shape(teacher: Teacher, axes: tuple[Axis, ...], form: str) -> list[Shape]:
+    """Every product of the lengths along single axes, less those that no model has, llama.cpp or no axis allows."""
     family, shape, present = teacher
     in_step = family.heads_fill_hidden
+    if form.startswith("gguf:"):
+        in_step = in_step or (family.gguf_heads_fill_hidden and shape.hidden == shape.heads * shape.head_dim)
+        axes = tuple(axis for axis in axes if axis != "layers" or not family.gguf_needs_every_layer)
     if in_step and not {"hidden", "heads"} <= set(axes):
         axes = tuple(axis for axis in axes if axis not in ("hidden", "heads", "kv_heads"))
     grid = choices(shape, axes)
@@ -113,7 +116,7 @@ def test_shapes_within_equals_looking_at_every_shape(data: st.DataObject, teache
     budget = data.draw(_budgets(teacher))
     allowed = tuple(sorted(axes))
     family, whole, present = teacher
-    every, ruler = _every_shape(teacher, allowed), Ruler(family, whole, budget, present)
+    every, ruler = _every_shape(teacher, allowed, budget.format), Ruler(family, whole, budget, present)
     used = {Cut.of(shape): ruler.used(Cut.of(shape)) for shape in every}
     fitting = [cut for cut, size in used.items() if size <= (budget.max_params or budget.max_bytes or 0)]
     try:

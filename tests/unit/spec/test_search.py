@@ -242,6 +242,37 @@ def test_neither_hidden_nor_heads_goes_alone_when_heads_fill_hidden(axis: Axis) 
         shapes_within(GPT2, GPT2_SMALL, _budget(max_params=60_000_000), (axis, "ffn"))
 
 
+PHI3_MINI = Shape(
+    layers=32, hidden=3072, ffn=8192, heads=32, kv_heads=32, head_dim=96, vocab=32064, tied=False
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["phi3", "starcoder2"])
+def test_a_device_of_llamacpp_gets_shapes_that_it_runs_where_it_takes_hidden_over_heads_for_head_dim(name: str) -> None:
+    def found(form: str) -> list[Shape]:
+        budget = _budget(max_params=1_500_000_000).model_copy(update={"format": form})
+        return shapes_within(families()[name], PHI3_MINI, budget, ("hidden", "heads", "ffn"))
+
+    assert all(shape.hidden == shape.heads * shape.head_dim for shape in found("gguf:q4_k_m"))
+    assert any(shape.hidden != shape.heads * shape.head_dim for shape in found("safetensors"))
+
+
+@pytest.mark.parametrize(("name", "cuts"), [("gemma3", False), ("smollm3", False), ("qwen3", True)])
+def test_a_device_of_llamacpp_loses_no_layers_where_their_kind_goes_by_their_number(name: str, cuts: bool) -> None:
+    shape = PHI3_MINI.model_copy(update={"kv_heads": 8})
+    budget = _budget(max_params=1_500_000_000).model_copy(update={"format": "gguf:q4_k_m"})
+    found = shapes_within(families()[name], shape, budget, Prune().axes)
+    assert any(one.layers < 32 for one in found) == cuts
+    safetensors = budget.model_copy(update={"format": "safetensors"})
+    assert any(one.layers < 32 for one in shapes_within(families()[name], shape, safetensors, Prune().axes))
+
+
+def test_a_budget_that_only_fewer_layers_would_meet_says_why_none_was_cut() -> None:
+    budget = _budget(max_params=400_000_000).model_copy(update={"format": "gguf:q4_k_m"})
+    with pytest.raises(BudgetUnreachable, match=r"llama\.cpp needs every layer of gemma3, so none was cut"):
+        shapes_within(families()["gemma3"], PHI3_MINI.model_copy(update={"tied": True}), budget, ("ffn", "layers"))
+
+
 def test_balance_is_nothing_for_the_teacher_and_counts_depth_above_width() -> None:
     def cut(**lengths: int) -> float:
         return balance(QWEN3_30B, QWEN3_30B.model_copy(update=lengths))
