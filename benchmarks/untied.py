@@ -16,6 +16,7 @@ from demo.corpus import write_jsonl
 from foundry.engine.corpus import Corpus, pack
 from foundry.engine.models import load_model, load_tokenizer, save_model
 from foundry.engine.packed import Packed
+from foundry.engine.workspace import read_json, write_json
 
 
 def main() -> None:
@@ -43,6 +44,8 @@ def main() -> None:
     part_head(model)
     descend(model, text, args)
     save_model(model, like=args.teacher, folder=args.out)
+    config = read_json(args.out / "config.json")
+    write_json(args.out / "config.json", config | {"tie_word_embeddings": False})
     apart = (model.lm_head.weight - model.get_input_embeddings().weight).norm() / model.lm_head.weight.norm()
     print(f"held-out loss {before:.4f} -> {loss(model, held_out):.4f}; head apart from embedding by {apart:.1%} of it")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.errors import DamagedCheckpoint, TeacherNotFound, UnsafeCheckpoint, UnsupportedFamily
-from foundry.intake.safetensors import TensorEntry, damaged, read_header
+from foundry.intake.safetensors import TensorEntry, damaged, look_equal, read_header
 from foundry.spec.family import Family, family_of
 from foundry.spec.weights import Shape
 
@@ -138,9 +138,16 @@ def _match(
         tensors[tensor.name] = entry
     spare = {name for name in found if name not in tensors and not _IGNORED_BUFFER.search(name)}
     if shape.tied and family.head in spare:
-        # Some savers write the tied matrix twice; transformers reads the embedding and ignores the copy, and so do we.
+        # Some savers write the tied matrix twice. Where the two differ, transformers takes the head for one of its own.
         if found[family.head].size != (shape.vocab, shape.hidden):
             raise _wrong_size(found[family.head], family.head, (shape.vocab, shape.hidden))
+        if not look_equal(found[family.head], found[family.embedding]):
+            raise DamagedCheckpoint(
+                f"config.json says that head and embedding are one (tie_word_embeddings), but {family.head!r} and "
+                f"{family.embedding!r} hold different numbers: set it to false if the head is its own, or leave the "
+                "head's tensor out",
+                pointer="/teacher",
+            )
         spare.remove(family.head)
     if spare:
         raise DamagedCheckpoint(

@@ -34,7 +34,7 @@ def refit(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, *, damping: float 
     # Of a large layer each of these matrices takes gigabytes, so none is made twice, and what is solved is overwritten.
     right_KH = kept_HK.double().mul_(-ridge).mT
     gone_RH = weight_HC[:, gone_R].double().T
-    for rows in torch.arange(len(kept_K), device=gram_CC.device).split(_ROWS):
+    for rows in torch.split(torch.arange(len(kept_K), device=gram_CC.device), _ROWS):
         right_KH[rows] += gram_CC[kept_K[rows]][:, gone_R].double() @ gone_RH
     del gone_RH
     change_KH = _solved(gram_CC, kept_K, ridge, right_KH)
@@ -50,12 +50,13 @@ def _solved(gram_CC: Tensor, kept_K: Tensor, ridge: Tensor, right_KH: Tensor) ->
         solved_KH: Tensor = torch.linalg.solve(_ridged(gram_CC, kept_K, ridge), right_KH)
         return solved_KH
     torch.linalg.solve_triangular(lower_KK, right_KH, upper=False, out=right_KH)
-    return torch.linalg.solve_triangular(lower_KK.mT, right_KH, upper=True, out=right_KH)
+    torch.linalg.solve_triangular(lower_KK.mT, right_KH, upper=True, out=right_KH)
+    return right_KH
 
 
 def _ridged(gram_CC: Tensor, kept_K: Tensor, ridge: Tensor) -> Tensor:
     inner_KK = torch.empty(len(kept_K), len(kept_K), dtype=torch.float64, device=gram_CC.device)
-    for rows in torch.arange(len(kept_K), device=gram_CC.device).split(_ROWS):
+    for rows in torch.split(torch.arange(len(kept_K), device=gram_CC.device), _ROWS):
         inner_KK[rows] = gram_CC[kept_K[rows]][:, kept_K].double()
     inner_KK.diagonal().add_(ridge)
     return inner_KK

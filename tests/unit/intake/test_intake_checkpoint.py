@@ -15,6 +15,7 @@ from foundry.intake.checkpoint import (
     open_checkpoint,
     open_config,
 )
+from foundry.intake.safetensors import read_header
 from tests.checkpoints import LLAMA, halves, sizes_of, write_checkpoint, write_config, write_sharded, write_tensors
 
 Q_BIAS = "model.layers.{layer}.self_attn.q_proj.bias"
@@ -85,6 +86,17 @@ def test_open_checkpoint_refuses_when_the_copy_of_a_tied_head_has_another_size(t
     tied = {**LLAMA, "tie_word_embeddings": True}
     with pytest.raises(DamagedCheckpoint, match="lm_head"):
         open_checkpoint(write_checkpoint(tmp_path, tied, {**sizes_of(tied), "lm_head.weight": (95, 32)}))
+
+
+def test_open_checkpoint_refuses_when_the_copy_of_a_tied_head_has_other_numbers(tmp_path: Path) -> None:
+    tied = {**LLAMA, "tie_word_embeddings": True}
+    folder = write_checkpoint(tmp_path, tied, {**sizes_of(tied), "lm_head.weight": (96, 32)})
+    head = read_header(folder / "model.safetensors")["lm_head.weight"]
+    with head.file.open("r+b") as file:
+        file.seek(head.end - 1)
+        file.write(b"\x01")
+    with pytest.raises(DamagedCheckpoint, match=r"tie_word_embeddings.*'lm_head.weight'.*set it to false"):
+        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
