@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 
 import psutil
@@ -106,13 +107,10 @@ def cut_broker(there: Installation, chance: random.Random) -> None:
 def fill_disk(there: Installation, chance: random.Random) -> None:
     """Until a job has paused, or for a while; then the operator makes room; whoever waits resumes what has paused."""
     ballast = there.disk / "ballast"
-    with ballast.open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(2**16))
-                file.flush()
-        except OSError:
-            pass
+    # Without a buffer, which would be written again when the file is closed.
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**16))
     deadline = time.monotonic() + chance.uniform(10, 30)
     while not there.query(PAUSED) and time.monotonic() < deadline:
         time.sleep(0.2)
