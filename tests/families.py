@@ -18,7 +18,7 @@ EXPERT_FFN = 32
 
 _MODEL_TYPES = {"gemma3": "gemma3_text"}
 """Family -> model_type, where they differ."""
-_UNGROUPED = ("gpt2", "gpt_neox")
+UNGROUPED = ("gpt2", "gpt_neox")
 """Families in which every head has its own keys and values, and head_dim is hidden / heads."""
 _YARN = {
     "type": "yarn", "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16,
@@ -40,6 +40,13 @@ _MORE: dict[str, dict[str, Any]] = {
     "olmo3": {"sliding_window": 16},
 }  # fmt: skip
 """Settings that make a tiny model of a family differ from its neighbours in what it computes."""
+NEEDED: dict[str, dict[str, Any]] = {
+    "gemma3": {"layers": 7},  # the sixth attends to everything
+    "olmo3": {"layers": 5},
+    "qwen3_moe": {"norm_topk_prob": True},
+    "smollm3": {"layers": 5},  # the fourth does not turn
+}
+"""What shows the features of a family: the layers of another kind, and settings that its published models have."""
 FAMILY_NAMES = tuple(families())
 """Every table there is: one more is one more file and no change here, unless its config has sizes of its own."""
 MODELS_WITH_EXPERTS = ("mixtral", "qwen3_moe")
@@ -64,7 +71,7 @@ def genuine(
             "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads,
             "max_position_embeddings": CONTEXT,
         }  # fmt: skip
-    if name not in _UNGROUPED:
+    if name not in UNGROUPED:
         settings |= {"num_key_value_heads": kv_heads or max(1, heads // 2), "head_dim": HEAD_DIM}
     if name == "mixtral":
         settings |= {"num_local_experts": EXPERTS, "num_experts_per_tok": 2}

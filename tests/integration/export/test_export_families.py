@@ -3,7 +3,6 @@
 llama.cpp answers in this process: what a process of its own is for stands in test_export_llamacpp.py.
 """
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,15 @@ from foundry.engine.export.runtime import Questions
 from foundry.engine.export.vocabulary import vocabulary_of
 from foundry.engine.lora import attach, save_adapter
 from foundry.engine.models import load_model
-from foundry.engine.prune.slicer import Slicer
-from foundry.engine.tensors import write_sharded
-from foundry.engine.workspace import write_json
-from foundry.intake.checkpoint import Checkpoint, open_checkpoint
+from foundry.intake.checkpoint import open_checkpoint
 from foundry.spec.adapter import adapter_bytes
 from foundry.spec.family import families
-from foundry.spec.variant import PrunePlan
-from tests.families import FAMILY_NAMES, VOCABULARY, genuine, save_genuine
+from tests.families import FAMILY_NAMES, NEEDED, VOCABULARY, genuine, save_genuine
+from tests.students import cut
 from tests.tiny import new_tokenizer
 
 pytestmark = pytest.mark.integration
 WRITTEN = [name for name in FAMILY_NAMES if families()[name].gguf_architecture]
-NEEDED: dict[str, dict[str, Any]] = {
-    "gemma3": {"layers": 7},  # the sixth attends to everything
-    "olmo3": {"layers": 5},
-    "qwen3_moe": {"norm_topk_prob": True},
-    "smollm3": {"layers": 5},  # the fourth does not turn
-}
 YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2, every third layer full": ("gemma2", {"layers": 5, "layer_types": ["sliding_attention"] * 2
@@ -61,44 +51,6 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
         name: not (families()[name].gguf_heads_fill_hidden or families()[name].heads_fill_hidden) for name in WRITTEN
     }
     return {name: (name, {"hidden": 48 if own[name] else 32, **NEEDED.get(name, {})}) for name in WRITTEN} | MORE
-
-
-def cut(name: str, folder: Path) -> Checkpoint:
-    """A teacher with eight heads, and what is left of it when every axis that it has is cut, written as a job does."""
-    in_step = families()[name].gguf_heads_fill_hidden or families()[name].heads_fill_hidden
-    changes = {"hidden": 64 if in_step else 96, "heads": 8, "layers": 3, **NEEDED.get(name, {})}
-    model = genuine(name, kv_heads=2, **changes).bfloat16()
-    model.save_pretrained(folder / "teacher")
-    teacher = open_checkpoint(folder / "teacher")
-    whole, choose = teacher.shape, random.Random(0)
-    group = whole.heads // whole.kv_heads
-    shape = whole.model_copy(
-        update={
-            "hidden": whole.hidden // 2, "ffn": whole.ffn // 2, "heads": whole.heads // 2, "layers": whole.layers - 1,
-            "kv_heads": whole.kv_heads if group > 1 else whole.kv_heads // 2,
-            "experts": max(0, whole.experts - 1),
-        }
-    )  # fmt: skip
-
-    def some(count: int, of: int) -> tuple[int, ...]:
-        return tuple(sorted(choose.sample(range(of), count)))
-
-    heads = some(shape.heads, whole.heads)
-    if group > 1:
-        of_each = shape.heads // shape.kv_heads
-        heads = tuple(group * g + h for g in range(whole.kv_heads) for h in some(of_each, group))
-    plan = PrunePlan(
-        family=name, target="kiosk", teacher_shape=whole, shape=shape, layers=tuple(range(shape.layers)),
-        hidden=some(shape.hidden, whole.hidden), heads=(heads,) * shape.layers,
-        kv_heads=(heads,) * shape.layers if group == 1 else (),
-        ffn=tuple(some(shape.ffn, whole.ffn) for _ in range(shape.layers * max(1, shape.experts))),
-        experts=tuple(some(shape.experts, whole.experts) for _ in range(shape.layers)) if shape.experts else (),
-    )  # fmt: skip
-    slicer = Slicer(checkpoint=teacher, plan=plan, statistics=None, device=torch.device("cpu"))
-    (folder / "model").mkdir()
-    write_sharded(slicer.tensors(), slicer.entries(), folder / "model")
-    write_json(folder / "model" / "config.json", slicer.config())
-    return open_checkpoint(folder / "model")
 
 
 @pytest.mark.parametrize("name", WRITTEN)
