@@ -15,12 +15,14 @@ from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
 from api.patience import patience
 from foundry.errors import InvalidData
-from foundry.intake.documents import JSONL_SUFFIXES
+from foundry.intake.documents import JSONL_SUFFIXES, SUFFIX_OF
+from foundry.spec.resources import DataFormat
 from foundry.store.artifacts import Blob, storage_errors
 from foundry.store.settings import Settings
 
 _JSONL = frozenset({"application/jsonl", "application/x-ndjson", "application/x-jsonlines", "application/json"})
-MEDIA_TYPES = (*sorted(_JSONL), "text/plain", "application/octet-stream")
+_PARQUET = "application/vnd.apache.parquet"
+MEDIA_TYPES = (*sorted(_JSONL), _PARQUET, "text/plain", "application/octet-stream")
 _CHUNK_BYTES = 2**16
 _ABANDONED_S = 24 * 3600
 """A folder this old was left by a process that was killed."""
@@ -28,9 +30,9 @@ _ABANDONED_S = 24 * 3600
 
 @contextmanager
 def received_body(settings: Settings, name: str) -> Iterator[Path]:
-    """The body as a file named data.jsonl or data.txt, by `name` or Content-Type.
+    """The body as a file named data.jsonl, data.parquet or data.txt, by `name` or Content-Type.
 
-    Raises 400 when it ends early, 413 beyond `max_upload_bytes`, 415 for what is not text, and `StorageFull`.
+    Raises 400 when it ends early, 413 beyond `max_upload_bytes`, 415 for what is no data, and `StorageFull`.
     """
     _require_plain()
     with staging(settings) as folder:
@@ -41,8 +43,13 @@ def received_body(settings: Settings, name: str) -> Iterator[Path]:
 
 def data_name(name: str, media_type: str = "") -> str:
     """How data is called on disk, so that it is read as what it is meant to be."""
-    is_jsonl = media_type in _JSONL or PurePath(name).suffix.lower() in JSONL_SUFFIXES
-    return "data.jsonl" if is_jsonl else "data.txt"
+    suffix = PurePath(name).suffix.lower()
+    form: DataFormat = "text"
+    if media_type == _PARQUET or suffix == SUFFIX_OF["parquet"]:
+        form = "parquet"
+    elif media_type in _JSONL or suffix in JSONL_SUFFIXES:
+        form = "jsonl"
+    return f"data{SUFFIX_OF[form]}"
 
 
 @contextmanager

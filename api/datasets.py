@@ -26,7 +26,7 @@ class NewDataset(Input):
     """What an upload says beside its bytes."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
-    """For people; the ending .jsonl or .txt also says how the file is read."""
+    """For people; the ending .jsonl, .parquet or .txt also says how the file is read."""
 
 
 class PreviewQuery(NumberedQuery):

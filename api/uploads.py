@@ -27,7 +27,7 @@ class UploadBody(Body):
     """The file that is to come."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
-    """For people; of a dataset the ending .jsonl or .txt also says how the file is read."""
+    """For people; of a dataset the ending .jsonl, .parquet or .txt also says how the file is read."""
     purpose: UploadPurpose = "dataset"
     bytes: Annotated[int, Field(ge=1, lt=2**53)]
     """Of the whole file."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from foundry.engine.workspace import Inputs, Workspace, sync
+from foundry.intake.documents import SUFFIX_OF
 from foundry.spec.job import JobSpec
 from foundry.store.artifacts import storage_errors
 from foundry.store.datasets import Datasets
@@ -47,7 +48,7 @@ def take_over(work: Path, claim: Claim) -> Path:
 def lay_data(job: Path, claim: Claim, dataset_id: str, datasets: Datasets) -> Path:
     """A link to the data in the job's folder, by a name that says how to read it; raise `NotFound`."""
     dataset = datasets.get(claim.project_id, dataset_id)
-    data = job / ("data.jsonl" if dataset.format == "jsonl" else "data.txt")
+    data = job / f"data{SUFFIX_OF[dataset.format]}"
     _link(data, datasets.file(claim.project_id, dataset.id))
     return data
 

@@ -41,7 +41,9 @@ def create() -> AnyResponse | tuple[str, int]:
     try:
         sent = request.files.get("file")
         if sent is None or not sent.filename:
-            raise InvalidSpec([FieldProblem(pointer="/file", code="missing", detail="choose a .jsonl or .txt file")])
+            raise InvalidSpec(
+                [FieldProblem(pointer="/file", code="missing", detail="choose a .jsonl, .parquet or .txt file")]
+            )
         name = parse(NewDataset, {"name": request.form.get("name", "").strip() or sent.filename}).name
         with staging(state().settings) as folder:
             path = folder / data_name(name)

@@ -28,7 +28,7 @@ def list_datasets(limit: Limit = 20, as_json: AsJson = False) -> None:
 
 @datasets.command("upload")
 def upload_dataset(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .jsonl or .txt file.")],
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .jsonl, .parquet or .txt file.")],
     as_json: AsJson = False,
 ) -> None:
     """Upload a file; an interrupted upload goes on where it stopped. Prints the dataset's id."""

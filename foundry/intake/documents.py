@@ -8,22 +8,27 @@ of the domain) and any other fields, which are ignored:
     {"prompt": "...", "completion": "..."}
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
+A file that begins with `PAR1` is Parquet, with columns named as those fields; cells without a value do not count.
+
 Everything else is plain text: documents between lines `<|endoftext|>`, or, where the file has no such line, paragraphs
 (text between blank lines) joined until a document holds 2,000 characters.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 from foundry.errors import InvalidData
+from foundry.intake import parquet
+from foundry.spec.resources import DataFormat
 
-DataFormat = Literal["jsonl", "text"]
 Role = Literal["system", "user", "assistant", "tool"]
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
+SUFFIX_OF: Mapping[DataFormat, str] = {"jsonl": ".jsonl", "text": ".txt", "parquet": parquet.SUFFIX}
+"""How a file of each format is called, so that it is read as that."""
 SEPARATOR = "<|endoftext|>"
 MAX_LINE_BYTES = 16 * 2**20
 MAX_BYTES = 10**12
@@ -70,7 +75,7 @@ def is_held_out(key: str, share: float = 0.05) -> bool:
 
 
 def summarise(path: Path) -> DatasetSummary:
-    """Check every document of a file; raise `InvalidData` with the line at the first that is wrong."""
+    """Check every document of a file; raise `InvalidData` with the line, or row, at the first that is wrong."""
     documents = sum(1 for _ in read_documents(path))
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -80,9 +85,9 @@ def summarise(path: Path) -> DatasetSummary:
 def read_documents(path: Path) -> Iterator[Document]:
     """The documents of a file, in order.
 
-    Raises `InvalidData` with the line at the first wrong one, or when there is none.
+    Raises `InvalidData` with the line at the first wrong one, or the row, or when there is none.
     """
-    read = _read_jsonl if format_of(path) == "jsonl" else _read_text
+    read = _READERS[format_of(path)]
     count = 0
     for document in read(path):
         count += 1
@@ -94,9 +99,11 @@ def read_documents(path: Path) -> Iterator[Document]:
 
 
 def format_of(path: Path) -> DataFormat:
-    """JSON Lines by name or first character, else text; raise `InvalidData` for a missing, empty or too large file."""
+    """By name or first characters; raise `InvalidData` for a missing, empty or too large file."""
     if not path.is_file():
-        raise InvalidData(f"no data file at {path}; give a .jsonl or .txt file, or the id of an uploaded dataset")
+        raise InvalidData(
+            f"no data file at {path}; give a .jsonl, .parquet or .txt file, or the id of an uploaded dataset"
+        )
     size = path.stat().st_size
     if not size:
         raise InvalidData(f"{path.name} is empty; give at least one line such as " + '{"text": "..."}')
@@ -105,7 +112,10 @@ def format_of(path: Path) -> DataFormat:
     if path.suffix.lower() in JSONL_SUFFIXES:
         return "jsonl"
     with path.open("rb") as file:
-        return "jsonl" if file.read(4096).removeprefix(_BOM).lstrip().startswith(b"{") else "text"
+        first = file.read(4096)
+    if first.startswith(parquet.MAGIC) or path.suffix.lower() == parquet.SUFFIX:
+        return "parquet"
+    return "jsonl" if first.removeprefix(_BOM).lstrip().startswith(b"{") else "text"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -144,6 +154,24 @@ def _read_jsonl(path: Path) -> Iterator[Document]:
             yield _document(row)
         except ValueError as error:
             raise InvalidData(str(error), line=number) from error
+
+
+def _read_parquet(path: Path) -> Iterator[Document]:
+    for number, row in parquet.read_rows(path):
+        try:
+            document = _document(row)
+        except ValueError as error:
+            raise InvalidData(f"row {number}: {error}") from error
+        if _characters(document) > MAX_LINE_BYTES:
+            raise InvalidData(
+                f"row {number}: longer than {MAX_LINE_BYTES:,} characters; split it into several documents"
+            )
+        yield document
+
+
+def _characters(document: Document) -> int:
+    texts = [document.text, document.prompt, document.completion, *(turn.content for turn in document.messages or ())]
+    return sum(len(text) for text in texts if text)
 
 
 def _document(row: Any) -> Document:
@@ -219,7 +247,9 @@ def _require_unicode(field: str, value: str) -> None:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    names = {
+        dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null", bytes: "bytes",
+    }  # fmt: skip
     return names.get(type(value), "a number")
 
 
@@ -273,3 +303,8 @@ def _text_document(lines: list[str]) -> Iterator[Document]:
     text = "\n".join(lines).strip("\n")
     if text.strip():
         yield Document(key=_key(None, {"text": text}), text=text)
+
+
+_READERS: Mapping[DataFormat, Callable[[Path], Iterator[Document]]] = {
+    "jsonl": _read_jsonl, "text": _read_text, "parquet": _read_parquet,
+}  # fmt: skip

@@ -1,7 +1,7 @@
 """What the service says about its objects: the store makes these records, the API sends them, the SDK reads them."""
 
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,13 +23,15 @@ class Reason(Resource):
     message: str
 
 
+DataFormat = Literal["jsonl", "text", "parquet"]
+
+
 class Dataset(Resource):
     """Uploaded data. Immutable; the digest is of the bytes as sent."""
 
     id: str
     name: str
-    format: str
-    """jsonl or text."""
+    format: DataFormat
     bytes: int
     sha256: str
     documents: int

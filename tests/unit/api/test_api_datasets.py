@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from pyarrow import parquet
 from sqlalchemy import func, select
 
 from api.app import create_app
@@ -37,6 +39,22 @@ def test_an_upload_becomes_a_dataset_when_every_line_is_sound(serving: Serving, 
     assert serving.memory.datasets.file(serving.project, made["id"]).read_bytes() == DATA
     _, _, files = _kept(serving)
     assert [file.name for file in files] == [made["sha256"]]  # the staged copy is gone
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [("a.parquet", None), ("a", "application/vnd.apache.parquet"), ("a.txt", "application/octet-stream")],
+    ids=["by its name", "by its type", "by its first bytes"],
+)
+def test_a_parquet_file_is_read_as_what_it_is(client: FlaskClient, name: str, media_type: str | None) -> None:
+    file = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist([{"text": "one"}, {"text": "two"}]), file)
+    response = client.post(f"/v1/datasets?name={name}", data=file.getvalue(), content_type=media_type)
+    made = response.get_json()
+    assert (response.status_code, made["format"], made["documents"]) == (201, "parquet", 2)
+    shown = client.get(f"/v1/datasets/{made['id']}/preview").get_json()["data"]
+    assert [row["text"] for row in shown] == ["one", "two"]
+    assert client.get(f"/v1/datasets/{made['id']}/validation").get_json()["documents"] == 2
 
 
 @pytest.mark.parametrize(

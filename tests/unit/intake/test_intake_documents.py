@@ -125,7 +125,7 @@ def test_read_documents_stops_reading_when_a_line_does_not_end(tmp_path: Path, n
 
 def test_read_documents_says_what_to_give_when_there_is_no_file(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.jsonl", tmp_path):
-        with pytest.raises(InvalidData, match=r"no data file at .*; give a \.jsonl or \.txt file"):
+        with pytest.raises(InvalidData, match=r"no data file at .*; give a \.jsonl, \.parquet or \.txt file"):
             list(read_documents(path))
 
 
