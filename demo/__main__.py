@@ -66,7 +66,7 @@ def _arguments() -> argparse.Namespace:
         prog="make demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--teacher", default=str(HERE / "teacher"), help="a folder, or ORG/NAME on the hub")
-    parser.add_argument("--data", type=Path, help="JSON Lines or text; by default the standard library's own text")
+    parser.add_argument("--data", type=Path, help="of your own; by default the standard library's text")
     parser.add_argument("--prompt", default=PROMPT, help="what the downloaded variant is asked to continue")
     parser.add_argument("--tokens", type=float, default=100e3, help="length of the distillation")
     parser.add_argument("--port", type=int, default=8321)

@@ -157,21 +157,11 @@ def _read_jsonl(path: Path) -> Iterator[Document]:
 
 
 def _read_parquet(path: Path) -> Iterator[Document]:
-    for number, row in parquet.read_rows(path):
+    for number, row in parquet.read_rows(path, MAX_LINE_BYTES):
         try:
-            document = _document(row)
+            yield _document(row)
         except ValueError as error:
             raise InvalidData(f"row {number}: {error}") from error
-        if _characters(document) > MAX_LINE_BYTES:
-            raise InvalidData(
-                f"row {number}: longer than {MAX_LINE_BYTES:,} characters; split it into several documents"
-            )
-        yield document
-
-
-def _characters(document: Document) -> int:
-    texts = [document.text, document.prompt, document.completion, *(turn.content for turn in document.messages or ())]
-    return sum(len(text) for text in texts if text)
 
 
 def _document(row: Any) -> Document:
@@ -247,9 +237,7 @@ def _require_unicode(field: str, value: str) -> None:
 
 
 def _kind(value: Any) -> str:
-    names = {
-        dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null", bytes: "bytes",
-    }  # fmt: skip
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 

@@ -81,7 +81,7 @@ class JobSpec(Record):
     teacher: Text
     """A local folder, or ORG/NAME[@REVISION] on the model hub."""
     data: Text
-    """A JSON Lines or text file, or the id of an uploaded dataset."""
+    """A JSON Lines, Parquet or text file, or the id of an uploaded dataset."""
     targets: Annotated[tuple[Target, ...], Field(min_length=1, max_length=16)]
     name: Annotated[str, StringConstraints(max_length=200)] = ""
     correct: Correct | None = None

@@ -1,6 +1,7 @@
 """`celery -A workers.app worker` with a real Redis and a real PostgreSQL: the broker may lose what it likes."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -61,6 +62,7 @@ def test_jobs_submitted_while_redis_is_away_are_carried_out_all_the_same(
         ring(redis_server.url, next_up)  # nobody hears it, and nothing is raised
         works.await_status(first, Status.SUCCEEDED)  # a running job does not need the broker
         works.await_status(next_up, Status.SUCCEEDED)  # nor does a worker that goes on to the next
+        time.sleep(1)  # by now it has looked for another job and found none
         lost = works.submit()
         ring(redis_server.url, lost)
         redis_server.start()  # empty: it kept nothing, so only the reconcile loop can ring
