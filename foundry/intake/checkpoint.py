@@ -144,8 +144,8 @@ def _match(
         if not look_equal(found[family.head], found[family.embedding]):
             raise DamagedCheckpoint(
                 f"config.json says that head and embedding are one (tie_word_embeddings), but {family.head!r} and "
-                f"{family.embedding!r} differ in their numbers or types: set it to false if the head is its own, or leave the "
-                "head's tensor out",
+                f"{family.embedding!r} differ in their numbers or types: set it to false if the head is its own, or "
+                "leave the head's tensor out",
                 pointer="/teacher",
             )
         spare.remove(family.head)
