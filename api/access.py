@@ -42,7 +42,7 @@ class ProjectBody(Body):
 
 
 class QuotaBody(Body):
-    """What the project may use from now on."""
+    """What the project may use from now on; limits left out stay as they are, and null is no limit."""
 
     quota: Quota
 
@@ -140,7 +140,7 @@ def get_project(project: str) -> Project:
 @access.output(Project)
 @access.doc(responses=[400, 415])
 def set_quota(project: str, json_data: QuotaBody) -> Project:
-    """Set what a project may use; what goes beyond it already stays."""
+    """Set the limits that are given, and no other; what goes beyond them already stays."""
     return state().projects.set_quota(project, json_data.quota)
 
 

@@ -43,16 +43,17 @@ class PreviewQuery(NumberedQuery):
 @datasets.output(Dataset, 201)
 @datasets.doc(responses=[400, 413, 415, 507], extensions=raw_body(MEDIA_TYPES))
 def create(query_data: NewDataset, headers_data: CreateHeaders) -> Dataset:
-    """Upload a JSON Lines or text file as the request's body; /v1/uploads takes one in parts.
+    """Upload a JSON Lines, Parquet or text file as the request's body; /v1/uploads takes one in parts.
 
-    Every document is checked before anything is kept; the answer names the line that is wrong.
+    Parquet has columns of the names that a line of JSON Lines has. Every document is checked before anything is kept;
+    the answer names the `line` that is wrong; a row of Parquet that is wrong is named in `detail`, without a `line`.
     """
     with received_body(state().settings, query_data.name) as file:
         return keep(file, query_data.name, headers_data)
 
 
 def keep(file: Path, name: str, headers: CreateHeaders) -> Dataset:
-    """Read every document of a staged file and make a dataset of it; raise `InvalidData` with the line at fault."""
+    """Read every document of a staged file and make a dataset of it; raise `InvalidData` that names line or row."""
     summary = summarise(file)
     once = idempotency(headers, name, summary.sha256)
     return state().datasets.create(project_id(), name, file, summary, once, inspect(file))

@@ -71,7 +71,7 @@ class Problem(BaseModel):
     """Whether the same request may succeed later."""
     errors: list[FieldError] = []
     line: int | None = None
-    """Of a data file, counted from 1."""
+    """Of a data file, counted from 1; null for Parquet, where `detail` names the row."""
     smallest_bytes: int | None = None
     """The least that a target's budget would have to be."""
     smallest_params: int | None = None

@@ -43,6 +43,7 @@ FILE: dict[int, Any] = {
         "headers": _FILE_HEADERS,
     },
     304: "Not modified: If-None-Match names the digest",
+    412: "If-Match names other bytes",
     416: "The file ends before the part that Range asks for",
 }
 """For `doc(responses=...)` of a view that sends a file."""

@@ -94,6 +94,7 @@ def set_quota(
 ) -> None:  # fmt: skip
     """Set what a project may use."""
     from foundry.cli import render
+    from foundry.spec.access import Quota
 
     given = {
         "active_jobs": active_jobs, "running_jobs": running_jobs, "stored_bytes": stored_bytes,
@@ -101,8 +102,7 @@ def set_quota(
     }  # fmt: skip
     limits = {name: _limit(name, text) for name, text in given.items() if text is not None}
     with service() as foundry:
-        quota = foundry.projects.get(project).quota.model_copy(update=limits)
-        changed = foundry.projects.set_quota(project, quota)
+        changed = foundry.projects.set_quota(project, Quota(**limits))
     if as_json:
         render.print_json(changed)
     else:

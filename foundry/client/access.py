@@ -100,8 +100,8 @@ class Projects(Resource[T]):
 
     @verb
     def set_quota(self, project_id: str, quota: Quota) -> Flow[Project]:
-        """Set what a project may use."""
-        path, body = below(_PROJECTS, project_id), {"quota": quota.model_dump()}
+        """Set the limits that `quota` is made with, None for no limit; the others stay as they are."""
+        path, body = below(_PROJECTS, project_id), {"quota": quota.model_dump(exclude_unset=True)}
         return (yield from resource.change(self._transport, Project, "PATCH", path, body))
 
 

@@ -15,7 +15,7 @@ from foundry.spec.resources import Dataset
 _PATH = "/v1/datasets"
 _IN_ONE_PIECE_BYTES = 1 << 23
 _ANY = "application/octet-stream"
-"""Lets the service find out by itself whether it is JSON Lines or text."""
+"""Lets the service find out by itself whether it is JSON Lines, Parquet or text."""
 _VALIDATION_SILENCE_S = 300.0
 """After the last byte the service reads the whole file before it answers."""
 
@@ -28,11 +28,12 @@ class Datasets(Resource[T]):
         self, path: str | Path, name: str | None = None, *, idempotency_key: str | None = None,
         progress: Report | None = None,
     ) -> Flow[Dataset]:  # fmt: skip
-        """Send a JSON Lines or text file; the service validates all of it before it is kept.
+        """Send a JSON Lines, Parquet or text file; the service validates all of it before it is kept.
 
-        A large file goes in parts, and an interrupted upload goes on where it stopped when it is called again. A cut
-        connection is tried again under the same key, so a retry never makes a second dataset. Raises `InvalidData`
-        when there is no such file, and a refusal that names the line when the service finds fault.
+        Parquet has columns of the names that a line of JSON Lines has. A large file goes in parts, and an interrupted
+        upload goes on where it stopped when it is called again. A cut connection is tried again under the same key, so
+        a retry never makes a second dataset. Raises `InvalidData` when there is no such file, and a refusal that names
+        the line, or in its text the row of Parquet, when the service finds fault.
         """
         path = Path(path)
         if require_file(path) > _IN_ONE_PIECE_BYTES:

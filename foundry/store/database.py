@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -179,11 +180,14 @@ class Database:
         if self._writing is None:
             yield
             return
-        if not self._writing.acquire(timeout=BUSY_S):
-            raise self._unavailable(TimeoutError(f"others have been writing for {BUSY_S} s"))
+        began = time.monotonic()
+        if not self._writing.acquire(timeout=sqlite_file.BUSY_S):
+            raise self._unavailable(TimeoutError(f"others have been writing for {sqlite_file.BUSY_S} s"))
+        left = sqlite_file.left_s.set(max(0.0, sqlite_file.BUSY_S - (time.monotonic() - began)))
         try:
             yield
         finally:
+            sqlite_file.left_s.reset(left)
             self._writing.release()
 
     @contextmanager

@@ -20,6 +20,7 @@ from foundry.store.tables import ApiKeyRow, ProjectRow
 
 _QUOTA = select(ProjectRow.__table__.c.quota, db_now()).where(ProjectRow.__table__.c.id == bindparam("project_id"))
 _QUOTA_LOCKED = _QUOTA.with_for_update()
+_NOW = select(db_now())
 
 
 class Projects:
@@ -60,10 +61,13 @@ class Projects:
             return page_of(session, query, ProjectRow.id, limit, after, _projects)
 
     def set_quota(self, project_id: str, quota: Quota) -> Project:
-        """Allow this much from now on; what goes beyond it already stays. Raises `NotFound`."""
+        """Allow this much from now on; limits that `quota` was made without stay. Raises `NotFound`.
+
+        What goes beyond it already stays.
+        """
         with self._database.write() as session:
-            row = _find(session, project_id)
-            row.quota = quota.model_dump()
+            row = _find(session, project_id, lock=True)
+            row.quota = row.quota | quota.model_dump(exclude_unset=True)
             return _project(row)
 
     def audit(
@@ -126,11 +130,13 @@ def quota_now(session: Session, project_id: str, *, lock: bool = False) -> tuple
     """What a project may use, and the moment of this look by the database's clock."""
     query = _QUOTA_LOCKED if lock else _QUOTA
     quota, now = session.connection().execute(query, {"project_id": project_id}).one()
+    if lock:  # PostgreSQL looked at the clock before it waited for the row
+        now = session.connection().scalar(_NOW)
     return Quota.model_validate(quota), now
 
 
-def _find(session: Session, project_id: str) -> ProjectRow:
-    row = session.get(ProjectRow, project_id)
+def _find(session: Session, project_id: str, *, lock: bool = False) -> ProjectRow:
+    row = session.get(ProjectRow, project_id, with_for_update=lock or None)
     if row is None:
         raise NotFound(f"no project {project_id!r}")
     return row

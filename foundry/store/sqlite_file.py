@@ -4,12 +4,16 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
 BUSY_S = 30
-"""How long anyone waits for others."""
+"""How long a writer waits for other writers, be they of its process or not; and how long anyone waits for one of the
+pool's connections, which a writer asks for between the two."""
+left_s: ContextVar[float | None] = ContextVar("left_s", default=None)
+"""What the wait for writers of its own process has left of it to the writer that has its turn."""
 BEGINS = "foundry_begins"
 """The option of a connection that says how its transactions begin; None for one that has no transactions."""
 TO_WRITE = "BEGIN IMMEDIATE"
@@ -38,7 +42,8 @@ def _begin_to_write(connection: Connection) -> None:
     """Wait until no other process writes. SQLite's own way of waiting sleeps for up to 100 ms at a time, so that
     whoever asks more often goes first: of two processes under load one had to wait for seconds."""
     raw: Any = connection.connection.driver_connection
-    deadline = time.monotonic() + BUSY_S
+    left = left_s.get()
+    deadline = time.monotonic() + (BUSY_S if left is None else left)
     raw.execute("PRAGMA busy_timeout = 0").close()
     try:
         while True:
@@ -46,7 +51,7 @@ def _begin_to_write(connection: Connection) -> None:
                 raw.execute(TO_WRITE).close()
                 return
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
                     break
             time.sleep(_ASK_AGAIN_S)
         connection.exec_driver_sql(TO_WRITE)  # fails in the way that every statement fails

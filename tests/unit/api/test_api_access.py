@@ -107,6 +107,16 @@ def test_a_quota_refuses_what_goes_beyond_it(
     refused(client.get("/v1/usage?since=2002-01-01T00:00:00Z&until=2001-01-01T00:00:00Z"), 422)
 
 
+def test_a_change_of_one_limit_leaves_the_others(serving: Serving, operator: FlaskClient) -> None:
+    def change(**quota: int | None) -> dict[str, Any]:
+        changed = operator.patch(f"/v1/projects/{serving.project}", json={"quota": quota}).get_json()["quota"]
+        return {name: most for name, most in changed.items() if most is not None}
+
+    assert change(active_jobs=3) == {"active_jobs": 3}
+    assert change(stored_bytes=9) == {"active_jobs": 3, "stored_bytes": 9}
+    assert change(active_jobs=None) == {"stored_bytes": 9}
+
+
 def test_a_key_that_asks_too_often_is_told_when_to_go_on(serving: Serving, refused: Any) -> None:
     assert serving.key
     app = create_app(serving.settings.model_copy(update={"requests_per_minute": 3}))

@@ -58,6 +58,8 @@ def test_a_reader_who_has_the_answer_is_told_so_until_it_changes(serving: Servin
         known = {"If-None-Match": first.headers["ETag"]}
         again = client.get(path, headers=known)
         assert (again.status_code, again.data) == (304, b"")
+        assert "Content-Length" not in again.headers
+        assert client.get(path, headers={"If-Match": '"other"'}).status_code == 200
         serving.say(job, "one more attempt")
         assert client.get(path, headers=known).status_code == 200
     assert "ETag" not in client.get(f"{JOBS}/job_none").headers

@@ -3,12 +3,20 @@
 import base64
 import hashlib
 import json
+import socket
+from contextlib import closing
+from pathlib import Path, PosixPath
 from typing import Any
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
+from gunicorn.http.wsgi import FileWrapper
 
+from api.downloads import send_artifact
+from foundry.errors import NotFound
 from foundry.spec.resources import Variant
+from foundry.spec.variant import Artifact
 from tests.serving import Serving
 
 BYTES = bytes(range(256)) * 40
@@ -94,6 +102,42 @@ def test_a_file_answers_416_with_its_size_when_the_range_is_behind_its_end(
 def test_a_file_answers_304_when_the_reader_has_it(client: FlaskClient, variant: Variant) -> None:
     with client.get(_file(variant), headers={"If-None-Match": f'"{DIGEST}"'}) as response:
         assert (response.status_code, response.get_data()) == (304, b"")
+
+
+def test_a_file_answers_412_without_a_byte_of_it_when_if_match_names_other_bytes(
+    client: FlaskClient, variant: Variant, refused: Any
+) -> None:
+    refused(client.get(_file(variant), headers={"If-Match": '"other"'}), 412)
+    with client.get(_file(variant), headers={"If-Match": f'"{DIGEST}"'}) as response:
+        assert response.get_data() == BYTES
+
+
+ARTIFACT = Artifact(path="a.gguf", bytes=len(BYTES), sha256=DIGEST)
+
+
+def test_a_part_for_a_reader_who_has_gone_fails_as_every_write_to_them(app: Flask, tmp_path: Path) -> None:
+    (tmp_path / DIGEST).write_bytes(BYTES)
+    server = {"wsgi.file_wrapper": FileWrapper}
+    with app.test_request_context(headers={"Range": "bytes=50-59"}, environ_overrides=server):
+        response = send_artifact(tmp_path / DIGEST, ARTIFACT)
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with closing(response), ours, pytest.raises(BrokenPipeError):
+        sent: Any = response.response
+        ours.sendfile(sent.filelike, offset=50, count=10)  # as gunicorn does
+
+
+class _SweptWhenOpened(PosixPath):
+    def open(self, *args: Any, **more: Any) -> Any:
+        self.unlink()
+        return super().open(*args, **more)
+
+
+def test_a_part_of_a_file_that_is_swept_meanwhile_is_not_found(app: Flask, tmp_path: Path) -> None:
+    (tmp_path / DIGEST).write_bytes(BYTES)
+    blob = _SweptWhenOpened(tmp_path / DIGEST)
+    with app.test_request_context(headers={"Range": "bytes=100-"}), pytest.raises(NotFound, match=DIGEST):
+        send_artifact(blob, ARTIFACT)
 
 
 def test_a_file_is_described_by_head(client: FlaskClient, variant: Variant) -> None:

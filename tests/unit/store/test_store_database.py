@@ -3,14 +3,19 @@
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 
 from foundry.errors import DatabaseUnavailable, InvalidSettings
+from foundry.store import database as database_module
 from foundry.store import sqlite_file
 from foundry.store.database import Database, db_now
+from foundry.store.projects import quota_now
 from foundry.store.tables import ProjectRow
+from tests import factories
 from tests.servers import Postgres
 
 
@@ -32,6 +37,29 @@ def test_clock_moves_within_a_postgresql_transaction(postgres_url: str) -> None:
         time.sleep(0.02)
         assert session.scalars(select(db_now())).one() > first
     database.close()
+
+
+@pytest.mark.integration
+def test_the_moment_of_a_locked_quota_is_after_the_wait_for_the_lock(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    project_id = factories.project(database)
+    waiting = select(func.count()).select_from(text("pg_locks")).where(text("NOT granted"))
+    moments: list[float] = []
+
+    def ask() -> None:
+        with database.write() as session:
+            moments.append(quota_now(session, project_id, lock=True)[1])
+
+    thread = threading.Thread(target=ask)
+    with database.write() as session:
+        quota_now(session, project_id, lock=True)
+        thread.start()
+        while thread.is_alive() and not database.look(waiting)[0][0]:
+            time.sleep(0.002)
+        released = session.scalars(select(db_now())).one()
+    thread.join()
+    database.close()
+    assert moments[0] > released
 
 
 def test_write_leaves_nothing_when_the_block_raises(database: Database) -> None:
@@ -160,3 +188,21 @@ def test_database_is_unavailable_when_another_process_writes_for_too_long(
             refused.connection()
     with ours.write() as session:
         session.connection()
+
+
+def test_a_writer_does_not_wait_anew_for_other_processes_when_its_own_took_all_the_time(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep(_: float) -> NoReturn:
+        pytest.fail("it goes on waiting")
+
+    ours, theirs = Database(sqlite_url), Database(sqlite_url)
+    with theirs.write() as session:
+        session.connection()
+        turn_comes_late = iter([0.0, sqlite_file.BUSY_S + 1.0])
+        monkeypatch.setattr(database_module, "time", SimpleNamespace(monotonic=turn_comes_late.__next__))
+        monkeypatch.setattr(sqlite_file, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+        with pytest.raises(DatabaseUnavailable, match="locked"), ours.write() as refused:
+            refused.connection()
+    for database in (ours, theirs):
+        database.close()
