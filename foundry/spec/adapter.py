@@ -1,5 +1,7 @@
 """What a LoRA adapter adds beside the weights: two narrow factors for every projection of a layer."""
 
+from collections.abc import Callable
+
 from foundry.spec.family import Family
 from foundry.spec.weights import Role, Shape, Weight
 
@@ -31,17 +33,21 @@ def factor_bytes(weight: Weight, size: tuple[int, ...], rank: int) -> int:
 
 def adapter_values(family: Family, shape: Shape, rank: int, present: frozenset[str] = frozenset()) -> int:
     """Numbers in a whole adapter."""
-    return sum(
-        factor_values(weight, tuple(map(shape.length, weight.dims)), rank) * weight.count(shape)
-        for weight in family.weights
-        if family.has(weight, shape, present)
-    )
+    return _over_weights(factor_values, family, shape, rank, present)
 
 
 def adapter_bytes(family: Family, shape: Shape, rank: int, present: frozenset[str] = frozenset()) -> int:
     """Bytes of an adapter's file, from above."""
+    return _over_weights(factor_bytes, family, shape, rank, present)
+
+
+def _over_weights(
+    of_tensor: Callable[[Weight, tuple[int, ...], int], int], family: Family, shape: Shape, rank: int,
+    present: frozenset[str],
+) -> int:  # fmt: skip
+    """The sum of a figure over every tensor of a model."""
     return sum(
-        factor_bytes(weight, tuple(map(shape.length, weight.dims)), rank) * weight.count(shape)
+        of_tensor(weight, tuple(map(shape.length, weight.dims)), rank) * weight.count(shape)
         for weight in family.weights
         if family.has(weight, shape, present)
     )
