@@ -76,9 +76,8 @@ def estimate(
     for place, target in enumerate(spec.targets):
         try:
             budget = budget_of(target, spec.formats, context_limit, spec.attached_rank)
-            shape = min(
-                shapes_within(family, teacher, budget, spec.prune.axes, present), key=lambda s: balance(teacher, s)
-            )
+            found = shapes_within(family, teacher, budget, spec.prune.axes, present, spec.formats)
+            shape = min(found, key=lambda s: balance(teacher, s))
         except UserError as error:
             error.pointer = f"/targets/{place}"
             raise
