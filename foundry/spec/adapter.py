@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from foundry.spec.family import Family
+from foundry.spec.formats import parse_format
 from foundry.spec.weights import Role, Shape, Weight
 
 ADAPTED_ROLES: frozenset[Role] = frozenset({"q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down"})
@@ -10,6 +11,11 @@ _VALUE_BYTES = 4
 """Factors are kept in float32 by PEFT's file and by llama.cpp's."""
 _FACTOR_HEADER_BYTES = 160
 """Name, type and size of one factor in either file, from above."""
+
+
+def takes_adapter(form: str) -> bool:
+    """Whether the runtime of a format loads an adapter beside the weights: every one but ONNX Runtime does."""
+    return parse_format(form).container != "onnx"
 
 
 def is_adapted(weight: Weight) -> bool:

@@ -10,8 +10,11 @@ from flask import Flask
 
 from api.app import create_app
 from api.console.job_form import spec_document, values_of
-from foundry.spec.job import JobSpec
+from foundry.spec.family import families
+from foundry.spec.job import CustomTarget, JobSpec
 from foundry.spec.record import parse
+from foundry.spec.target import budget_of
+from tests.checkpoints import LLAMA, write_checkpoint
 from tests.servers import free_port
 from tests.serving import DATA, Serving
 from tests.unit.api.browsing import Browser
@@ -120,6 +123,28 @@ def test_an_estimate_shows_each_target_and_why_one_cannot_be_met(browser: Browse
     whole = browser.post("/jobs/estimate", also=fields)
     assert "<html" in whole.text and 'value="speck"' in whole.text and whole.status_code == 200
     assert not serving.memory.jobs.list(serving.project).data
+
+
+@pytest.mark.parametrize(
+    ("device", "beside", "too_large"), [("gguf:f16", "onnx:fp32", 0), ("onnx:fp32", "gguf:f16", 1)]
+)
+def test_an_estimate_counts_the_adapter_with_the_formats_whose_runtime_loads_it(
+    device: str, beside: str, too_large: int, browser: Browser, serving: Serving
+) -> None:
+    config = LLAMA | {"intermediate_size": 512}
+    teacher = write_checkpoint(serving.folder / "teachers" / "wide", config)
+    llama, shape = families()["llama"], families()["llama"].shape_of(config)
+    rank = 128
+    kiosk = CustomTarget(name="kiosk", max_bytes=1, format=device, context_tokens=64)
+    room = budget_of(kiosk, (device,), None, rank).used_bytes(llama, shape)
+    serving.memory.targets.put(serving.project, kiosk.model_copy(update={"max_bytes": room}), "")
+    lora = {"ship": "attached", "rank": rank}
+    fields = {"teacher": str(teacher), "targets": ["kiosk"], "formats": [device, beside],
+              "more": json.dumps({"lora": lora})}  # fmt: skip
+    browser.get("/jobs/new")
+    text = browser.post("/jobs/estimate", also=fields).text
+    assert "fits uncut" in text and f"<dt>{beside}</dt>" in text and "over the device's budget" not in text
+    assert text.count("more than the device has room for") == too_large
 
 
 def test_an_estimate_of_an_unfinished_form_says_what_is_missing(browser: Browser, serving: Serving) -> None:

@@ -49,6 +49,16 @@ def test_onnx_runtime_takes_no_adapter_and_its_budget_counts_none() -> None:
     assert budget_of(target, ("safetensors", "onnx:int4"), None, 16).adapter_rank == 0
 
 
+def test_an_estimate_has_the_adapter_with_every_format_but_onnx_whatever_the_device_runs() -> None:
+    formats = ("safetensors", "gguf:q4_k_m", "onnx:int4")
+    for device in formats:
+        target = {"name": "kiosk", "max_bytes": 10**10, "format": device}
+        given = {"teacher": "t", "data": "d", "targets": (target,), "formats": formats}
+        (found,) = estimate(parse(JobSpec, given | {"lora": {"rank": 16, "ship": "attached"}}), LLAMA, SHAPE).targets
+        beside = adapter_bytes(LLAMA, SHAPE, 16)
+        assert [form.adapter_bytes for form in found.formats] == [beside, beside, 0]
+
+
 def test_a_job_whose_teacher_just_fits_is_cut_where_its_adapter_ships_beside_the_weights() -> None:
     room = budget(0).used_bytes(LLAMA, SHAPE)
     given = {"teacher": "t", "data": "d", "targets": ({"name": "kiosk", "max_bytes": room},)}
