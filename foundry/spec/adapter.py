@@ -7,6 +7,11 @@ from foundry.spec.formats import parse_format
 from foundry.spec.weights import Role, Shape, Weight
 
 ADAPTED_ROLES: frozenset[Role] = frozenset({"q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down"})
+ADAPTER_FOLDER = "adapter"
+"""Of a variant's folder, as PEFT saves it; there only where the adapter is not in the weights."""
+ADAPTER_WEIGHTS = f"{ADAPTER_FOLDER}/adapter_model.safetensors"
+ADAPTER_GGUF = f"{ADAPTER_FOLDER}/adapter.gguf"
+"""The same adapter for llama.cpp, to be used with any GGUF of the folder."""
 _VALUE_BYTES = 4
 """Factors are kept in float32 by PEFT's file and by llama.cpp's."""
 _FACTOR_HEADER_BYTES = 160
@@ -15,7 +20,12 @@ _FACTOR_HEADER_BYTES = 160
 
 def takes_adapter(form: str) -> bool:
     """Whether the runtime of a format loads an adapter beside the weights: every one but ONNX Runtime does."""
-    return parse_format(form).container != "onnx"
+    return adapter_file(form) is not None
+
+
+def adapter_file(form: str) -> str | None:
+    """What the runtime of a format loads beside the weights, in a variant's folder; None where it takes no adapter."""
+    return {"gguf": ADAPTER_GGUF, "safetensors": ADAPTER_WEIGHTS}.get(parse_format(form).container)
 
 
 def is_adapted(weight: Weight) -> bool:
