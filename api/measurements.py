@@ -48,6 +48,5 @@ def _budget(new: NewMeasurement, manifest: VariantManifest) -> Budget:
     if new.target is None:
         return manifest.budget
     spec = state().targets.resolve(project_id(), manifest.spec.model_copy(update={"targets": (new.target,)}))
-    return budget_of(
-        spec.targets[0], manifest.spec.formats, manifest.budget.context_tokens, manifest.budget.adapter_rank
-    )
+    attached = manifest.spec.attached_rank  # the variant's own budget has none where ONNX Runtime runs it
+    return budget_of(spec.targets[0], manifest.spec.formats, manifest.budget.context_tokens, attached)

@@ -18,7 +18,7 @@ from foundry.spec.family import families
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.resources import Dataset, Job, Variant
-from foundry.spec.variant import Artifact, Lineage, VariantManifest
+from foundry.spec.variant import Artifact, Lineage, Metrics, VariantManifest
 from foundry.store.job_files import REPORTS
 from foundry.store.records import EvaluationInputs, JobInputs, ModelPlace, NewVariant
 from foundry.store.settings import Settings
@@ -79,12 +79,15 @@ class Serving:
         self.memory.jobs.append(claim, events)
         self.memory.jobs.release(claim, "said enough")
 
-    def publish(self, job: Job, files: dict[str, bytes], forms: Mapping[str, str] = MappingProxyType({})) -> Variant:
+    def publish(
+        self, job: Job, files: dict[str, bytes], forms: Mapping[str, str] = MappingProxyType({}),
+        metrics: tuple[Metrics, ...] = (),
+    ) -> Variant:  # fmt: skip
         """Finish a queued job with one variant that has these files, of these formats, and a manifest."""
         claim = self.memory.jobs.claim("tester", job.id)
         assert claim is not None
         artifacts = tuple(self.keep(name, content, forms.get(name)) for name, content in files.items())
-        manifest = _manifest(job, artifacts)
+        manifest = _manifest(job, artifacts).model_copy(update={"metrics": metrics})
         shipped = self.keep("manifest.json", manifest.model_dump_json().encode())
         new = NewVariant(manifest=manifest, manifest_sha256=shipped.sha256, files=(*artifacts, shipped))
         self.memory.jobs.succeed(claim, [new])

@@ -10,7 +10,7 @@ from api.console.variants import row_of
 from api.state import state
 from foundry.spec.access import Scope
 from foundry.spec.resources import Variant
-from foundry.spec.variant import Metrics, VariantManifest
+from foundry.spec.variant import Metrics, VariantManifest, device_bytes, device_row
 
 comparison = Blueprint("comparison", __name__)
 _MOST = 24
@@ -24,7 +24,7 @@ class Compared(NamedTuple):
     variant: Variant
     shipped: VariantManifest
     device_bytes: int
-    """Of the format that the device runs; of all files where that is not there."""
+    """Of the format that the device runs, its adapter included; of all files where that is not there."""
     row: Metrics | None
     """The student as it ships, on the held-out text."""
     device_row: Metrics | None
@@ -53,10 +53,10 @@ def show() -> str:
 def _compared(variant: Variant) -> Compared:
     shipped = VariantManifest.model_validate(state().variants.manifest(project_id(), variant.id))
     rows = (row_of(shipped, name) for name in _STUDENTS)
-    device_bytes = sum(file.bytes for file in shipped.files if file.format == shipped.budget.format)
+    form = shipped.budget.format
     return Compared(
-        variant, shipped, device_bytes or variant.bytes, next(filter(None, rows), None),
-        row_of(shipped, shipped.budget.format), row_of(shipped, "teacher"),
+        variant, shipped, device_bytes(shipped.files, form) or variant.bytes, next(filter(None, rows), None),
+        device_row(shipped.metrics, form), row_of(shipped, "teacher"),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ class FormatOutlook(NamedTuple):
     is_device: bool
     """Whether the device runs this one."""
     fits: bool | None
-    """Whether file and cache are within the budget; None where the budget counts parameters."""
+    """Whether file, its adapter and cache are within the budget; None where the budget counts parameters."""
 
 
 class TargetOutlook(NamedTuple):
@@ -92,7 +92,7 @@ def _met(target: TargetEstimate, teacher: Shape) -> TargetOutlook:
 
 def _format(form: FormatEstimate, target: TargetEstimate) -> FormatOutlook:
     limit = target.budget.max_bytes
-    fits = None if limit is None else form.bytes + target.adapter_bytes + target.kv_cache_bytes <= limit
+    fits = None if limit is None else form.bytes + form.adapter_bytes + target.kv_cache_bytes <= limit
     return FormatOutlook(form.format, form.bytes, form.format == target.budget.format, fits)
 
 

@@ -17,7 +17,7 @@ from foundry.errors import FoundryError
 from foundry.spec.access import Scope
 from foundry.spec.record import parse
 from foundry.spec.resources import Variant
-from foundry.spec.variant import Metrics, VariantManifest
+from foundry.spec.variant import Metrics, VariantManifest, device_bytes, device_row
 from foundry.spec.weights import Shape
 from foundry.spec.words import number, size
 
@@ -110,11 +110,12 @@ def gates_of(shipped: VariantManifest) -> Sequence[Gate]:
             Gate("Parameters", number(shipped.parameters), f"at most {number(budget.max_params)}", ratio <= 1, ratio)
         ]
     found = []
-    row = row_of(shipped, budget.format)
-    file_bytes = sum(file.bytes for file in shipped.files if file.format == budget.format) or None
+    row = device_row(shipped.metrics, budget.format)
+    file_bytes = device_bytes(shipped.files, budget.format)
     if budget.max_bytes is not None:
         used = file_bytes and file_bytes + shipped.shape.kv_cache_bytes(budget.context_tokens)
-        found.append(_bytes_gate(f"File and cache at {budget.context_tokens:,} tokens", used, budget.max_bytes))
+        what = "File, adapter and cache" if budget.adapter_rank else "File and cache"
+        found.append(_bytes_gate(f"{what} at {budget.context_tokens:,} tokens", used, budget.max_bytes))
     if budget.memory_bytes is not None:
         found.append(
             _bytes_gate("Memory of the whole process", row.peak_memory_bytes if row else None, budget.memory_bytes)
@@ -130,7 +131,7 @@ def gates_of(shipped: VariantManifest) -> Sequence[Gate]:
 
 
 def row_of(shipped: VariantManifest, model: str) -> Metrics | None:
-    """The measurements of a model or format."""
+    """The measurements of a model."""
     return next((row for row in shipped.metrics if row.model == model), None)
 
 

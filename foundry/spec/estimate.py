@@ -1,6 +1,7 @@
 """What a job would give, by arithmetic alone: no weights are read, nothing runs."""
 
 from foundry.errors import UserError
+from foundry.spec.adapter import adapter_bytes, takes_adapter
 from foundry.spec.family import Family
 from foundry.spec.formats import bytes_read_per_token, parse_format, weight_bytes
 from foundry.spec.job import JobSpec
@@ -15,6 +16,8 @@ class FormatEstimate(Resource):
 
     format: str
     bytes: int
+    adapter_bytes: int = 0
+    """Of the LoRA adapter that the format's runtime loads beside them, from above; 0 without one."""
 
 
 class TargetEstimate(Resource):
@@ -76,9 +79,8 @@ def estimate(
     for place, target in enumerate(spec.targets):
         try:
             budget = budget_of(target, spec.formats, context_limit, spec.attached_rank)
-            shape = min(
-                shapes_within(family, teacher, budget, spec.prune.axes, present), key=lambda s: balance(teacher, s)
-            )
+            found = shapes_within(family, teacher, budget, spec.prune.axes, present, spec.formats)
+            shape = min(found, key=lambda s: balance(teacher, s))
         except UserError as error:
             error.pointer = f"/targets/{place}"
             raise
@@ -97,6 +99,7 @@ def _target_estimate(
     parameters = family.parameter_count(shape, present)
     sizes = {text: weight_bytes(family, shape, parse_format(text), present) for text in {*spec.formats, budget.format}}
     read_bytes = bytes_read_per_token(family, shape, parse_format(budget.format), present)
+    beside = adapter_bytes(family, shape, spec.attached_rank, present)
     decode, minimum = budget.decode_tokens_per_s(family, shape, present), budget.speed.minimum_tokens_per_s
     return TargetEstimate(
         target=budget.target,
@@ -105,7 +108,10 @@ def _target_estimate(
         parameters=parameters,
         parameters_ratio=parameters / family.parameter_count(teacher, present),
         cuts_nothing=shape == teacher,
-        formats=tuple(FormatEstimate(format=text, bytes=sizes[text]) for text in spec.formats),
+        formats=tuple(
+            FormatEstimate(format=text, bytes=sizes[text], adapter_bytes=beside if takes_adapter(text) else 0)
+            for text in spec.formats
+        ),
         kv_cache_bytes=shape.kv_cache_bytes(budget.context_tokens),
         adapter_bytes=budget.adapter_bytes(family, shape, present),
         used_bytes=budget.used_bytes(family, shape, present),

@@ -94,6 +94,8 @@ class Grid(NamedTuple):
     """Whether heads fill hidden, so that only pairs of them with hidden = heads x head_dim exist."""
     divides: bool
     """Whether hidden must be a multiple of heads: no class takes it otherwise."""
+    gguf: bool = False
+    """Whether it has only the shapes that llama.cpp runs."""
 
     @classmethod
     def of(
@@ -119,7 +121,7 @@ class Grid(NamedTuple):
         refused = family.hidden_multiple_of_heads and (family.carrier is None or bool(present))
         return cls(
             teacher, lengths["hidden"], attention, lengths["layers"], lengths["experts"], lengths["ffn"], in_step,
-            divides=refused and teacher.hidden % teacher.heads == 0,
+            divides=refused and teacher.hidden % teacher.heads == 0, gguf=gguf,
         )  # fmt: skip
 
     def has(self, hidden: int, heads: int) -> bool:
@@ -152,17 +154,20 @@ class Grid(NamedTuple):
 
 
 def shapes_within(
-    family: Family, teacher: Shape, budget: Budget, axes: Iterable[Axis], present: frozenset[str] = frozenset()
-) -> list[Shape]:
+    family: Family, teacher: Shape, budget: Budget, axes: Iterable[Axis], present: frozenset[str] = frozenset(),
+    formats: Iterable[str] | None = None,
+) -> list[Shape]:  # fmt: skip
     """The shapes that fit and are not dominated by another that fits; the teacher alone when it fits.
 
-    Dominated means: no axis longer and one shorter. A dominated shape keeps less of the teacher for no gain. Raises
-    `BudgetUnreachable` with the smallest reachable size when nothing fits.
+    Dominated means: no axis longer and one shorter. A dominated shape keeps less of the teacher for no gain. `formats`
+    are those that the job writes, None without a job: where no GGUF is among them, llama.cpp's rules bind nothing.
+    Raises `BudgetUnreachable` with the smallest reachable size when nothing fits.
     """
     if budget.share(family, teacher, present) <= 1:
         return [teacher]
     allowed = tuple(axes)
-    grid = Grid.of(family, teacher, allowed, present, parse_format(budget.format).container == "gguf")
+    gguf = _is_gguf(budget.format) and (formats is None or any(map(_is_gguf, formats)))
+    grid = Grid.of(family, teacher, allowed, present, gguf)
     ruler = Ruler(family, teacher, budget, present)
     limit = budget.max_params or budget.max_bytes or 0
     widest: dict[_Place, tuple[int, Cut]] = {}
@@ -172,6 +177,10 @@ def shapes_within(
     if not widest:
         raise _unreachable(family, teacher, budget, grid, ruler, present, allowed)
     return [cut.shape(teacher) for cut in _undominated(grid, widest)]
+
+
+def _is_gguf(form: str) -> bool:
+    return parse_format(form).container == "gguf"
 
 
 def _undominated(grid: Grid, widest: Mapping[_Place, tuple[int, Cut]]) -> list[Cut]:
@@ -204,11 +213,10 @@ def _unreachable(
     way_out = f"allow at least {params:,} parameters" if budget.max_params else f"allow at least {size:,} bytes"
     more_axes = "let more axes be cut (prune.axes)"
     runtime = "" if family.heads_fill_hidden else " in llama.cpp"
-    gguf = parse_format(budget.format).container == "gguf"
-    if gguf and family.gguf_needs_every_layer and "layers" in axes:
+    if grid.gguf and family.gguf_needs_every_layer and "layers" in axes:
         more_axes = (
-            f"let another format run there (llama.cpp needs every layer of {family.name}, so none was cut for "
-            f"{budget.format})"
+            "let another format run there, with a target of your own that has format: safetensors (llama.cpp needs "
+            f"every layer of {family.name}, so none was cut for {budget.format})"
         )
     elif grid.in_step and len({"hidden", "heads"} & set(axes)) == 1:
         more_axes = f"let hidden and heads be cut together (prune.axes), for {family.name} heads fill hidden{runtime}"

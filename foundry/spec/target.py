@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from foundry.errors import UnknownTarget
-from foundry.spec.adapter import adapter_bytes
+from foundry.spec.adapter import adapter_bytes, takes_adapter
 from foundry.spec.device import device_profiles
 from foundry.spec.family import Family
 from foundry.spec.formats import Format, header_bytes, parse_format, weight_bytes
@@ -100,8 +100,8 @@ def budget_of(
     adapter beside the weights, which every runtime but ONNX Runtime takes.
     """
     found = _budget_of(target, formats, context_limit)
-    takes_adapter = parse_format(found.format).container != "onnx"
-    return found.model_copy(update={"adapter_rank": adapter_rank}) if adapter_rank and takes_adapter else found
+    counts = adapter_rank and takes_adapter(found.format)
+    return found.model_copy(update={"adapter_rank": adapter_rank}) if counts else found
 
 
 def _budget_of(target: str | CustomTarget, formats: tuple[str, ...], context_limit: int | None) -> Budget:

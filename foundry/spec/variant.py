@@ -1,10 +1,12 @@
 """What comes out: a plan, metrics, files, and the manifest that binds them."""
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema
 
+from foundry.spec.adapter import adapter_file
 from foundry.spec.job import JobSpec
 from foundry.spec.record import Record
 from foundry.spec.stages import Repair
@@ -20,6 +22,7 @@ Bounds = Annotated[
 
 WITH_ADAPTER = " with adapter"
 """Behind a format in `Metrics.model`: measured with the LoRA adapter that ships beside the weights."""
+_WEIGHTS = (".gguf", ".safetensors", ".onnx", ".onnx.data")
 
 
 class Candidate(Record):
@@ -164,3 +167,21 @@ class VariantManifest(Record):
     """Of gguf:mixed, the type of each class of tensors; one whose rows its blocks do not divide has the next larger."""
     signature: Signature | None = None
     """By the service that published it, or the installation that ran it."""
+
+
+def device_bytes(files: Sequence[Artifact], form: str, planned: int | None = None) -> int | None:
+    """Bytes that the runtime of a format loads: its weights, and the adapter beside them where there is one.
+
+    Where the files hold no such weights they count as `planned`; None without that too.
+    """
+    sizes = [file.bytes for file in files if file.format == form and file.path.endswith(_WEIGHTS)]
+    weights = sum(sizes) if sizes else planned
+    if weights is None:
+        return None
+    return weights + sum(file.bytes for file in files if file.path == adapter_file(form))
+
+
+def device_row(metrics: Iterable[Metrics], form: str) -> Metrics | None:
+    """The measurements of a format, with the adapter beside it where that was measured."""
+    rows = {row.model: row for row in metrics}
+    return rows.get(form + WITH_ADAPTER) or rows.get(form)

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from foundry.engine.export.apart import LLAMACPP, TRANSFORMERS, Ask
 from foundry.engine.export.exam import Exam
-from foundry.engine.export.manifest import ADAPTER_FOLDER, ADAPTER_GGUF, gguf_name
+from foundry.engine.export.manifest import gguf_name
 from foundry.engine.export.runtime import Answers
 from foundry.engine.export.verify import Findings, compare_answers, findings_of
 from foundry.errors import ExportFailed
 from foundry.intake.checkpoint import Checkpoint
+from foundry.spec.adapter import ADAPTER_FOLDER, ADAPTER_GGUF
 from foundry.spec.formats import parse_format
 
 _MOST_EXACT_FIRST = ("f16", "q8_0", "q6_k", "q5_k_m", "mixed", "q4_k_m")

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from foundry.engine.export.manifest import ADAPTER_FOLDER, ADAPTER_GGUF, SAFETENSORS_FOLDER, adapter_of
+from foundry.engine.export.manifest import SAFETENSORS_FOLDER, adapter_of
+from foundry.spec.adapter import ADAPTER_FOLDER, ADAPTER_GGUF
 from foundry.spec.job import is_hub_id
 from foundry.spec.variant import Metrics, PrunePlan, VariantManifest
 from foundry.spec.weights import Shape

@@ -47,7 +47,7 @@ def write_huggingface(
 ) -> None:
     """Fill an existing folder; weights pass through one at a time, one tensor of them in memory.
 
-    Raises `ExportFailed` where float16 cannot hold a weight.
+    Raises `ExportFailed` where float16 cannot hold a weight or a weight is not finite.
     """
     shipped = shipped_dtype(checkpoint, dtype)
     places = checkpoint.family.tensors(checkpoint.shape, checkpoint.present)
@@ -62,12 +62,17 @@ def _weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, 
     for tensor in checkpoint.family.tensors(checkpoint.shape, checkpoint.present):
         value = read(tensor.name)
         cast = value.to(dtype)
-        if dtype == torch.float16 and not torch.isfinite(cast).all():
-            largest = float(value.abs().max())
-            raise ExportFailed(
-                f"{tensor.name} holds {largest:,.0f}, and float16 ends at 65,504; leave export.dtype out for bfloat16"
-            )
+        if dtype == torch.float16 and not cast.isfinite().all():
+            raise ExportFailed(_why_not_float16(tensor.name, value, cast))
         yield tensor.name, cast
+
+
+def _why_not_float16(name: str, value: torch.Tensor, cast: torch.Tensor) -> str:
+    lost = value.isfinite() & ~cast.isfinite()
+    if not lost.any():
+        return f"{name} holds NaN or infinity itself, which another dtype does not mend; run the job again"
+    largest = float(value[lost].abs().max())
+    return f"{name} holds {largest:,.0f}, and float16 ends at 65,504; leave export.dtype out for bfloat16"
 
 
 def _config(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:

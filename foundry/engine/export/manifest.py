@@ -9,7 +9,7 @@ from pathlib import Path
 from foundry.engine.export.signature import check_signature, read_document
 from foundry.engine.workspace import sha256_of
 from foundry.errors import ArtifactDamaged, InvalidSpec
-from foundry.spec.formats import parse_format
+from foundry.spec.adapter import ADAPTER_FOLDER, ADAPTER_GGUF, adapter_file
 from foundry.spec.record import parse
 from foundry.spec.variant import Artifact, VariantManifest
 
@@ -17,11 +17,6 @@ NAME = "manifest.json"
 MEASURED = "measured.jsonl"
 """Where `foundry measure` notes what a variant does on one more machine; nobody vouches for it."""
 SAFETENSORS_FOLDER = "safetensors"
-ADAPTER_FOLDER = "adapter"
-"""As PEFT saves it; there only where the adapter is not in the weights."""
-ADAPTER_WEIGHTS = f"{ADAPTER_FOLDER}/adapter_model.safetensors"
-ADAPTER_GGUF = f"{ADAPTER_FOLDER}/adapter.gguf"
-"""The same adapter for llama.cpp, to be used with any GGUF of the folder."""
 _ONNX_FOLDER = "onnx-"
 _WEIGHT_FILES = ("*.gguf", "*/*.safetensors", "*/*.onnx", "*/*.onnx.data")
 _RECORDED = (
@@ -81,7 +76,7 @@ def format_bytes(folder: Path, form: str) -> int | None:
 
 def adapter_bytes_in(folder: Path, form: str) -> int:
     """Bytes of the adapter file that the runtime of a format adds to the weights; 0 without one."""
-    name = {"gguf": ADAPTER_GGUF, "safetensors": ADAPTER_WEIGHTS}.get(parse_format(form).container)
+    name = adapter_file(form)
     path = None if name is None else folder / name
     return path.stat().st_size if path is not None and path.is_file() else 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foundry.engine.export.card import licence_of, write_card
-from foundry.engine.export.manifest import NAME, adapter_bytes_in, artifacts_in, format_bytes, versions
+from foundry.engine.export.manifest import NAME, artifacts_in, versions
 from foundry.engine.models import local_folder
 from foundry.engine.workspace import Workspace, read_json, write_json
 from foundry.intake.checkpoint import Checkpoint, checkpoint_sha256
@@ -15,7 +15,15 @@ from foundry.spec.formats import Mix, parse_format, weight_bytes
 from foundry.spec.job import JobSpec
 from foundry.spec.record import parse
 from foundry.spec.target import Budget, over_budget
-from foundry.spec.variant import WITH_ADAPTER, Lineage, Metrics, PrunePlan, VariantManifest
+from foundry.spec.variant import (
+    Artifact,
+    Lineage,
+    Metrics,
+    PrunePlan,
+    VariantManifest,
+    device_bytes,
+    device_row,
+)
 
 _TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 _TERMS_BYTES = 1_000_000
@@ -71,7 +79,7 @@ def _carry_terms(teacher: Path, folder: Path) -> list[str]:
 
 def _manifest(folder: Path, made: Made, workspace: Workspace, teacher: Path) -> VariantManifest:
     target, files = made.budget.target, artifacts_in(folder)
-    inputs, over = workspace.inputs, _over_budget(folder, made)
+    inputs, over = workspace.inputs, _over_budget(made, files)
     return VariantManifest(
         target=target,
         family=made.student.family.name,
@@ -97,26 +105,23 @@ def _manifest(folder: Path, made: Made, workspace: Workspace, teacher: Path) -> 
     )
 
 
-def _over_budget(folder: Path, made: Made) -> tuple[str, ...]:
+def _over_budget(made: Made, files: Sequence[Artifact]) -> tuple[str, ...]:
     """By the real file with its adapter, the peak measured here, and the speed predicted there."""
-    student, measured = made.student, {row.model: row for row in made.rows}
-    row = measured.get(made.budget.format + WITH_ADAPTER) or measured.get(made.budget.format)
+    student, row = made.student, device_row(made.rows, made.budget.format)
     return over_budget(
-        made.budget, parameters=made.parameters, shape=student.shape, device_file_bytes=_device_bytes(folder, made),
+        made.budget, parameters=made.parameters, shape=student.shape, device_file_bytes=_device_bytes(made, files),
         peak_memory_bytes=row.peak_memory_bytes if row else None,
         decode_tokens_per_s=made.budget.decode_tokens_per_s(student.family, student.shape, student.present),
     )  # fmt: skip
 
 
-def _device_bytes(folder: Path, made: Made) -> int | None:
+def _device_bytes(made: Made, files: Sequence[Artifact]) -> int | None:
     """Bytes of the file that the device runs; of its tensors where that format was not asked for; None if it failed."""
     form = made.budget.format
     if form in made.failed:
         return None
-    size = format_bytes(folder, form)
-    if size is None:
-        size = weight_bytes(made.student.family, made.student.shape, parse_format(form), made.student.present)
-    return size + adapter_bytes_in(folder, form)
+    planned = weight_bytes(made.student.family, made.student.shape, parse_format(form), made.student.present)
+    return device_bytes(files, form, planned)
 
 
 def _earlier_metrics(workspace: Workspace, target: str) -> list[Metrics]:

@@ -37,7 +37,9 @@ def prune(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     budgets = budgets_of(spec, context_limit(checkpoint.config))
     pending = [b for b in budgets if not (workspace.stage("prune", b.target) / "model").is_dir()]
     shapes = {
-        b.target: shapes_within(checkpoint.family, checkpoint.shape, b, spec.prune.axes, checkpoint.present)
+        b.target: shapes_within(
+            checkpoint.family, checkpoint.shape, b, spec.prune.axes, checkpoint.present, spec.formats
+        )
         for b in pending
     }
     check_finite(checkpoint, context)

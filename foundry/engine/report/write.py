@@ -14,7 +14,7 @@ from foundry.engine.report.scores import benchmark_table
 from foundry.engine.workspace import write_json
 from foundry.spec import words
 from foundry.spec.report import JobReport, TargetReport
-from foundry.spec.variant import Metrics
+from foundry.spec.variant import Metrics, device_row
 
 HTML, MARKDOWN, JSON = "report.html", "report.md", "report.json"
 _TEMPLATES = files("foundry") / "data" / "report"
@@ -66,10 +66,9 @@ def _headline(place: int, target: TargetReport) -> dict[str, Any]:
     models = [row for row in target.metrics if row.runtime is None]
     teacher = next((row for row in reversed(models) if row.model in ("corrected", "teacher")), None)
     final = models[-1] if models and models[-1] is not teacher else None
-    device = target.budget.format if target.budget else None
     return {
         "target": target, "colour": plots.colour_of(place), "teacher": teacher, "final": final,
-        "device": next((row for row in target.metrics if row.model == device), None),
+        "device": device_row(target.metrics, target.budget.format) if target.budget else None,
         "kept": _kept(final, teacher),
     }  # fmt: skip
 

@@ -50,6 +50,20 @@ def test_another_target_is_judged_by_its_own_budget(client: FlaskClient, variant
     assert "unknown target 'moon'" in problem["detail"]
 
 
+def test_another_target_is_judged_with_the_adapter_that_onnx_runtime_lacks(
+    client: FlaskClient, serving: Serving
+) -> None:
+    kiosk = {"name": "kiosk", "max_bytes": 10**6, "format": "onnx:fp32"}
+    lora = {"rank": 4, "ship": "attached"}
+    job = serving.submit(targets=[kiosk], formats=["safetensors", "onnx:fp32"], lora=lora)
+    variant = serving.publish(job, {"README.md": b"# x"})
+    small = {"max_bytes": 30_000, "format": "safetensors", "context_tokens": 64}
+    assert client.put("/v1/targets/watch", json=small).status_code == 200
+    metrics = {**METRICS, "model": "safetensors with adapter"}
+    judged = client.post(path(variant), json=body(variant, metrics=metrics, target="watch")).get_json()
+    assert judged["over_budget"][0].startswith("file, adapter and KV cache")
+
+
 def test_figures_that_settle_nothing_give_no_verdict(client: FlaskClient, variant: Variant) -> None:
     other = client.post(path(variant), json=body(variant, metrics={**METRICS, "model": "gguf:f16"})).get_json()
     assert other["fits_budget"] is None and other["over_budget"] == []

@@ -10,8 +10,14 @@ from flask import Flask
 
 from api.app import create_app
 from api.console.job_form import spec_document, values_of
-from foundry.spec.job import JobSpec
+from api.console.variants import gates_of
+from foundry.spec.family import families
+from foundry.spec.job import CustomTarget, JobSpec
 from foundry.spec.record import parse
+from foundry.spec.target import budget_of
+from foundry.spec.variant import Metrics, VariantManifest
+from foundry.spec.words import size
+from tests.checkpoints import LLAMA, write_checkpoint
 from tests.servers import free_port
 from tests.serving import DATA, Serving
 from tests.unit.api.browsing import Browser
@@ -120,6 +126,45 @@ def test_an_estimate_shows_each_target_and_why_one_cannot_be_met(browser: Browse
     whole = browser.post("/jobs/estimate", also=fields)
     assert "<html" in whole.text and 'value="speck"' in whole.text and whole.status_code == 200
     assert not serving.memory.jobs.list(serving.project).data
+
+
+@pytest.mark.parametrize(
+    ("device", "beside", "too_large"), [("gguf:f16", "onnx:fp32", 0), ("onnx:fp32", "gguf:f16", 1)]
+)
+def test_an_estimate_counts_the_adapter_with_the_formats_whose_runtime_loads_it(
+    device: str, beside: str, too_large: int, browser: Browser, serving: Serving
+) -> None:
+    config = LLAMA | {"intermediate_size": 512}
+    teacher = write_checkpoint(serving.folder / "teachers" / "wide", config)
+    llama, shape = families()["llama"], families()["llama"].shape_of(config)
+    rank = 128
+    kiosk = CustomTarget(name="kiosk", max_bytes=1, format=device, context_tokens=64)
+    room = budget_of(kiosk, (device,), None, rank).used_bytes(llama, shape)
+    serving.memory.targets.put(serving.project, kiosk.model_copy(update={"max_bytes": room}), "")
+    lora = {"ship": "attached", "rank": rank}
+    fields = {"teacher": str(teacher), "targets": ["kiosk"], "formats": [device, beside],
+              "more": json.dumps({"lora": lora})}  # fmt: skip
+    browser.get("/jobs/new")
+    text = browser.post("/jobs/estimate", also=fields).text
+    assert "fits uncut" in text and f"<dt>{beside}</dt>" in text and "over the device's budget" not in text
+    assert text.count("more than the device has room for") == too_large
+
+
+def test_the_pages_of_a_variant_count_the_adapter_that_its_device_loads(browser: Browser, serving: Serving) -> None:
+    target = {"name": "kiosk", "format": "gguf:f16", "memory_bytes": 2_000_000, "runtime_overhead_bytes": 1}
+    job = serving.submit(targets=[target], formats=["gguf:f16"], lora={"rank": 4, "ship": "attached"})
+    rows = tuple(
+        Metrics(model=model, peak_memory_bytes=peak, decode_tokens_per_s=speed)
+        for model, peak, speed in (("gguf:f16", 1_900_000, 55), ("gguf:f16 with adapter", 2_100_000, 44))
+    )
+    files = {"kiosk-f16.gguf": bytes(1_800_000), "adapter/adapter.gguf": bytes(300_000)}
+    variant = serving.publish(job, files, {"kiosk-f16.gguf": "gguf:f16"}, rows)
+    shipped = VariantManifest.model_validate(serving.memory.variants.manifest(serving.project, variant.id))
+    whole, memory = gates_of(shipped)
+    assert whole.name.startswith("File, adapter and cache") and (whole.share or 0) > 1 and whole.passes is False
+    assert memory.share == 1.05 and memory.passes is False
+    text = browser.get(f"/compare?variant={variant.id}").text
+    assert f">{size(2_100_000)}</td>" in text and "44 tokens/s" in text and "55 tokens/s" not in text
 
 
 def test_an_estimate_of_an_unfinished_form_says_what_is_missing(browser: Browser, serving: Serving) -> None:

@@ -20,12 +20,15 @@ from foundry.engine.report.axes import ticks
 from foundry.engine.report.gather import gather
 from foundry.engine.report.make import make_report
 from foundry.engine.report.spending import seconds_of
+from foundry.engine.report.write import page
 from foundry.engine.workspace import Inputs, Workspace, write_json
 from foundry.errors import InvalidData
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.record import parse
 from foundry.spec.report import JobReport
+from foundry.spec.target import Budget
+from foundry.spec.variant import WITH_ADAPTER, Metrics
 from tests import tiny
 from tests.unit.engine.conftest import FFN, MakeWorkspace, write_student
 
@@ -143,6 +146,14 @@ def test_page_is_whole_and_asks_nothing_of_any_other_place(ended: Workspace) -> 
     assert not [a for a in page.attributes if a[1] in ("src", "href", "srcset", "action", "poster")]
     assert not re.search(r"@import|url\(|https?://|//cdn", text)
     assert "width=device-width" in text and "prefers-color-scheme: dark" in text and "@media print" in text
+
+
+def test_page_shows_a_target_with_the_adapter_that_its_device_loads(ended: Workspace) -> None:
+    report = gather(ended)
+    rows = tuple(Metrics(model=f"gguf:q8_0{end}", file_bytes=10**6) for end in ("", WITH_ADAPTER))
+    budget = Budget(target="small", format="gguf:q8_0", context_tokens=64, max_bytes=10**7, adapter_rank=4)
+    target = report.targets[0].model_copy(update={"metrics": rows, "budget": budget})
+    assert "<dt>gguf:q8_0 with adapter</dt>" in page(report.model_copy(update={"targets": (target,)}))
 
 
 def test_every_drawing_says_what_it_is(ended: Workspace) -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,22 @@ def test_huggingface_folder_has_the_type_that_a_job_asks_for(make_checkpoint: Ma
     torch.testing.assert_close(logits(tmp_path / "half"), logits(checkpoint.folder), rtol=0, atol=1e-4)
 
 
-def test_a_weight_that_float16_cannot_hold_is_named_with_the_way_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ((70_000.0, 1.0), r"holds 70,144,.*leave export\.dtype out"),
+        ((70_000.0, math.nan), r"holds 70,144,.*leave export\.dtype out"),
+        ((math.nan, 1.0), r"holds NaN or infinity itself.*another dtype does not mend"),
+    ],
+)
+def test_a_weight_that_float16_cannot_hold_is_named_with_the_way_out(
+    values: tuple[float, float], says: str, tmp_path: Path
+) -> None:
     model = new_model().bfloat16()
-    model.model.norm.weight.data[3] = 70_000.0
+    model.model.norm.weight.data[3:5] = torch.tensor(values)
     checkpoint = open_checkpoint(save(tmp_path / "large", model))
     tmp_path.joinpath("half").mkdir()
-    with pytest.raises(ExportFailed, match=r"model\.norm\.weight holds 70,144.*leave export\.dtype out"):
+    with pytest.raises(ExportFailed, match=rf"model\.norm\.weight {says}"):
         write_huggingface(checkpoint, load_tokenizer(checkpoint.folder), tmp_path / "half", "float16")
 
 

@@ -15,13 +15,14 @@ from foundry.engine.prune.cutting import Cutting
 from foundry.engine.prune.stage import check_room, prune, read_plan
 from foundry.engine.prune.texts import Texts
 from foundry.engine.workspace import Inputs, Workspace
-from foundry.errors import BudgetUnreachable, FoundryError, OutOfMemory, StorageFull
+from foundry.errors import BudgetUnreachable, FoundryError, InvalidData, OutOfMemory, StorageFull
 from foundry.intake.checkpoint import open_checkpoint
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.record import parse
 from foundry.spec.stages import Prune
 from tests.cutting import CONTEXT, IDS, opened, packed
+from tests.families import save_genuine
 from tests.tiny import narrow, new_model, save, write_texts
 
 BIG = {"name": "big", "max_params": 110_000}
@@ -200,3 +201,20 @@ def test_stage_refuses_before_work_when_a_budget_is_unreachable(tmp_path: Path) 
     with pytest.raises(BudgetUnreachable, match="allow at least"):
         _prune(tmp_path, [{"name": "good", "max_params": 600_000}, {"name": "dust", "max_params": 100}])
     assert not list((tmp_path / "workspace" / "stages" / "prune").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("form", "error"), [("safetensors", InvalidData), ("gguf:q4_k_m", BudgetUnreachable)])
+def test_stage_looks_for_layers_to_cut_where_the_job_writes_no_gguf(
+    tmp_path: Path, form: str, error: type[FoundryError]
+) -> None:
+    """As the estimate that admitted the job did; the text is too short, so that nothing is cut."""
+    save_genuine(tmp_path / "teacher", "gemma3")
+    data = write_texts(tmp_path / "text.jsonl", documents=1)
+    whole = open_checkpoint(tmp_path / "teacher")
+    most = whole.family.parameter_count(whole.shape, whole.present) - 1
+    target = {"name": "kiosk", "max_params": most, "format": "gguf:q4_k_m"}
+    given = {"teacher": "t", "data": "d", "targets": [target], "formats": [form], "prune": {"axes": ["layers"]}}
+    spec = parse(JobSpec, given)
+    inputs = Inputs(teacher=str(whole.folder), data=str(data), data_sha256="0" * 64)
+    with pytest.raises(error):
+        prune(spec, Workspace.create(tmp_path / "workspace", spec, inputs), CONTEXT)

@@ -10,6 +10,7 @@ from foundry.spec.formats import bytes_read_per_token, parse_format
 from foundry.spec.job import CustomTarget, JobSpec
 from foundry.spec.record import parse
 from foundry.spec.target import Budget, budget_of, over_budget
+from foundry.spec.variant import Artifact, device_bytes
 from foundry.spec.weights import Shape
 
 LLAMA = families()["llama"]
@@ -49,6 +50,16 @@ def test_onnx_runtime_takes_no_adapter_and_its_budget_counts_none() -> None:
     assert budget_of(target, ("safetensors", "onnx:int4"), None, 16).adapter_rank == 0
 
 
+def test_an_estimate_has_the_adapter_with_every_format_but_onnx_whatever_the_device_runs() -> None:
+    formats = ("safetensors", "gguf:q4_k_m", "onnx:int4")
+    for device in formats:
+        target = {"name": "kiosk", "max_bytes": 10**10, "format": device}
+        given = {"teacher": "t", "data": "d", "targets": (target,), "formats": formats}
+        (found,) = estimate(parse(JobSpec, given | {"lora": {"rank": 16, "ship": "attached"}}), LLAMA, SHAPE).targets
+        beside = adapter_bytes(LLAMA, SHAPE, 16)
+        assert [form.adapter_bytes for form in found.formats] == [beside, beside, 0]
+
+
 def test_a_job_whose_teacher_just_fits_is_cut_where_its_adapter_ships_beside_the_weights() -> None:
     room = budget(0).used_bytes(LLAMA, SHAPE)
     given = {"teacher": "t", "data": "d", "targets": ({"name": "kiosk", "max_bytes": room},)}
@@ -57,6 +68,23 @@ def test_a_job_whose_teacher_just_fits_is_cut_where_its_adapter_ships_beside_the
     (attached,) = estimate(parse(JobSpec, given | {"lora": {"rank": 16, "ship": "attached"}}), LLAMA, SHAPE).targets
     assert not attached.cuts_nothing and attached.used_bytes <= room
     assert attached.adapter_bytes == adapter_bytes(LLAMA, attached.shape, 16) > 10**7
+
+
+@pytest.mark.parametrize(
+    ("form", "loaded"), [("gguf:f16", 103), ("safetensors", 1010), ("onnx:int4", 50_500), ("gguf:q8_0", None)]
+)
+def test_a_device_loads_the_weights_of_its_format_with_the_adapter_of_its_runtime(
+    form: str, loaded: int | None
+) -> None:
+    sizes = {
+        ("kiosk-f16.gguf", "gguf:f16"): 100, ("adapter/adapter.gguf", None): 3,
+        ("safetensors/model.safetensors", "safetensors"): 1000, ("safetensors/config.json", "safetensors"): 7,
+        ("adapter/adapter_model.safetensors", None): 10, ("adapter/adapter_config.json", None): 7,
+        ("onnx-int4/model.onnx", "onnx:int4"): 500, ("onnx-int4/model.onnx.data", "onnx:int4"): 50_000,
+    }  # fmt: skip
+    files = [Artifact(path=path, bytes=size, sha256="0", format=of) for (path, of), size in sizes.items()]
+    assert device_bytes(files, form) == loaded
+    assert loaded is not None or device_bytes(files, form, planned=60) == 63
 
 
 def test_being_over_a_budget_names_the_adapter_where_there_is_one() -> None:

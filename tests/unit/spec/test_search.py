@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from foundry.errors import BudgetUnreachable
+from foundry.spec.estimate import estimate
 from foundry.spec.family import Family, families
 from foundry.spec.formats import (
     FORMATS,
@@ -18,6 +19,8 @@ from foundry.spec.formats import (
     tensor_bytes,
     weight_bytes,
 )
+from foundry.spec.job import JobSpec
+from foundry.spec.record import parse
 from foundry.spec.search import balance, choices, shapes_within, shares_cut
 from foundry.spec.stages import Axis, Prune
 from foundry.spec.target import Budget
@@ -271,6 +274,15 @@ def test_a_budget_that_only_fewer_layers_would_meet_says_why_none_was_cut() -> N
     budget = _budget(max_params=400_000_000).model_copy(update={"format": "gguf:q4_k_m"})
     with pytest.raises(BudgetUnreachable, match=r"llama\.cpp needs every layer of gemma3, so none was cut"):
         shapes_within(families()["gemma3"], PHI3_MINI.model_copy(update={"tied": True}), budget, ("ffn", "layers"))
+
+
+def test_a_job_that_writes_no_gguf_may_lose_layers_for_a_profile_of_llamacpp() -> None:
+    given = {"teacher": "t", "data": "d", "targets": ("smartphone-mid",), "prune": {"axes": ("ffn", "layers")}}
+    spec = parse(JobSpec, given | {"formats": ("safetensors",)})
+    (found,) = estimate(spec, families()["gemma3"], PHI3_MINI).targets
+    assert found.budget.format.startswith("gguf") and found.shape.layers < PHI3_MINI.layers
+    with pytest.raises(BudgetUnreachable, match="a target of your own that has format: safetensors"):
+        estimate(parse(JobSpec, given), families()["gemma3"], PHI3_MINI)
 
 
 def test_balance_is_nothing_for_the_teacher_and_counts_depth_above_width() -> None:
