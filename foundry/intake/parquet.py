@@ -40,7 +40,11 @@ def read_rows(path: Path, longest: int) -> Iterator[tuple[int, dict[str, Any]]]:
     most = _EXPANSION * path.stat().st_size + _SMALL_BYTES
     number = 0
     with tempfile.TemporaryFile() as complaints:
-        reader = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints)
+        # In a session of its own: a signal that asks this process's group to stop is no fault of the file. The reader
+        # is killed here, and where this process was killed itself it ends at the broken pipe.
+        reader = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, start_new_session=True
+        )
         assert reader.stdout is not None
         try:
             while line := reader.stdout.readline(longest + 1):

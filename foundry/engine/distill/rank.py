@@ -4,6 +4,7 @@
 its --nnodes and --rdzv-endpoint. All end with status 0 when they are done or were asked to stop.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -57,6 +58,9 @@ def _silent(event: RunEvent) -> None:
 
 
 if __name__ == "__main__":
-    _, _workspace, _dtype = sys.argv
-    status = main(Path(_workspace), partial(_work, getattr(torch, _dtype)))
+    parser = argparse.ArgumentParser(description="Distil a workspace, as one of the processes of torchrun.")
+    parser.add_argument("workspace", type=Path, help="the job's folder")
+    parser.add_argument("dtype", choices=("bfloat16", "float32"), help="what products are computed in")
+    arguments = parser.parse_args()
+    status = main(arguments.workspace, partial(_work, getattr(torch, arguments.dtype)))
     sys.exit(ExitCode.DONE if status == ExitCode.STOPPED else status)

@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -88,6 +90,16 @@ def test_rows_that_take_all_memory_end_the_reader_alone(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"text": texts}), path, compression="zstd", write_statistics=False)
     with pytest.raises(InvalidData, match="no row after 0 could be read in 2 GiB of memory"):
         list(read_documents(path))
+
+
+def test_a_signal_to_the_process_group_does_not_reach_the_reader_and_closing_ends_it(tmp_path: Path) -> None:
+    """A supervisor or a terminal that stops a run must not make it look as if the data were damaged."""
+    rows = read_documents(_write(tmp_path / "data.parquet", [{"text": "a" * 100_000}] * 40))
+    next(rows)  # the pipe is full, so the reader waits
+    (reader,) = psutil.Process().children()
+    assert os.getpgid(reader.pid) != os.getpgid(0)
+    rows.close()  # type: ignore[attr-defined]
+    assert not reader.is_running()
 
 
 _SOUND = io.BytesIO()
