@@ -103,7 +103,7 @@ def ours(method: str, setting: Setting, *, students: int = 1, top_k: int | None 
     """The loop that a job runs. A saved signal's one pass over the text counts as part of the time."""
     clock = Clock()
     context = new_context(lambda event: clock.tick() if event.type is EventType.PROGRESS else None)
-    attend_within_documents(setting.teacher)
+    attend_within_documents(setting.teacher, torch.float32)
     fuse_norms(setting.teacher)
     learners = [
         Learner(str(n), copy.deepcopy(setting.student), torch.float32, **options) for n in range(students)

@@ -69,7 +69,7 @@ class Course:
         self._documents = Corpus.load(args.data, self._tokenizer, seed=args.seed).train
         self._length, self._seed = bench.text.sequence_tokens, args.seed
         self.shape = bench.shape.model_copy(update=_shape(args.shape))
-        attend_within_documents(bench.teacher)
+        attend_within_documents(bench.teacher, torch.float32)
         fuse_norms(bench.teacher)
 
     @cached_property

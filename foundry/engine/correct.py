@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from foundry.engine.context import RunContext
 from foundry.engine.distill.checkpoints import digest_of
 from foundry.engine.distill.learner import Learner
+from foundry.engine.distill.memory import moments_on_host
 from foundry.engine.distill.objectives import predict_text
 from foundry.engine.distill.schedule import Schedule, make_schedule, sequence_length
 from foundry.engine.distill.text import Texts, read_texts
@@ -41,7 +42,8 @@ def correct(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         texts.train, tokens=spec.correct.tokens, batch_tokens=None, peak_rate=spec.correct.learning_rate,
         warmup_ratio=WARMUP_RATIO, seed=spec.seed,
     )  # fmt: skip
-    learner = Learner(_NAME, model.get_base_model() if isinstance(model, PeftModel) else model, context.dtype)
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    learner = Learner(_NAME, bare, context.dtype, on_host=_learns_on_host(model, context))
     try:
         histories = train([learner], _training(spec, workspace, texts, schedule, context), workspace, context)
     except Diverged as error:
@@ -66,9 +68,17 @@ def correct(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
 
 def _trainable(source: Path, config: Correct, seed: int, context: RunContext) -> PreTrainedModel | PeftModel:
     if config.method == "full":
-        return load_model(source, dtype=torch.float32, device=context.device)
+        held = context.dtype if context.device.type == "cuda" else torch.float32
+        return load_model(source, dtype=held, device=context.device)
     base = load_model(source, dtype=context.dtype, device=context.device)
     return attach(base, rank=config.rank, alpha=2 * config.rank, dropout=0.0, seed=seed)
+
+
+def _learns_on_host(model: PreTrainedModel | PeftModel, context: RunContext) -> bool:
+    """Whether this is a whole teacher whose masters and moments do not fit beside it."""
+    if isinstance(model, PeftModel) or context.device.type != "cuda":
+        return False
+    return moments_on_host(model.num_parameters(), 0, context.device, loaded=True)
 
 
 def _texts(

@@ -39,6 +39,14 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left, right, out_dtype=torch.float32)
 
 
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to a float32 matrix, of two operands of one dtype."""
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+    else:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+
+
 def logits_of(hidden_TH: Tensor, head_VH: Tensor, softcap: float | None = None) -> Tensor:
     """Logits [T, V] in float32 from two operands; `cap * tanh(logits / cap)` where the family caps them."""
     logits_TV = product(hidden_TH, head_VH.T)

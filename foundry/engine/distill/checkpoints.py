@@ -72,6 +72,8 @@ def restore(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process: as meant
             load_shards(_shards(learners), storage_reader=HuggingFaceStorageReader(str(folder)))
+        for learner in learners:
+            learner.publish()
     else:
         for learner in learners:
             learner.restore(load_file(folder / f"{learner.name}.safetensors"), step)

@@ -1,4 +1,4 @@
-"""One model in training: float32 master weights, gradients, optimizer, average, and their state as plain tensors.
+"""One model in training: float32 weights, gradients, optimizer, average, and their state as plain tensors.
 
 B: rows, S: tokens of a row, T: counted tokens, V: vocabulary, H: hidden.
 """
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from foundry.engine.attention import attend_within_documents
 from foundry.engine.distill.hidden import HiddenMatch, watching
 from foundry.engine.distill.losses import Head, Scored
+from foundry.engine.distill.masters import Masters
 from foundry.engine.distill.optimizers import Update
 from foundry.engine.distill.parallel import ALONE, Ranks, own, part_of, whole
 from foundry.engine.models import trunk_and_head
@@ -46,27 +47,35 @@ _PROJECTION = "hidden.projection"
 class Learner:
     """Trains the parameters of `model` that require a gradient.
 
-    With `ema_decay`, what is measured and shipped is a moving average of the weights: each update keeps this share of
-    it, less at first, where the average would otherwise remember the untrained student. With `keeps_best`, what is
-    shipped are the weights of the last `remember`. Of several `ranks` each calls everything, with its own rows.
+    Where the model holds them in less than float32, float32 masters learn in their place; those and their moments may
+    lie in the machine's memory (`on_host`). With `ema_decay`, what is measured and shipped is a moving average of the
+    weights: each update keeps this share of it, less at first, where the average would otherwise remember the untrained
+    student. With `keeps_best`, what is shipped are the weights of the last `remember`. Of several `ranks` each calls
+    everything, with its own rows.
     """
 
     def __init__(
         self, name: str, model: PreTrainedModel, dtype: torch.dtype, *,
         optimizer: OptimizerName = "adamw", ema_decay: float | None = None, keeps_best: bool = False,
-        hidden: HiddenMatch | None = None, ranks: Ranks = ALONE,
+        hidden: HiddenMatch | None = None, ranks: Ranks = ALONE, on_host: bool = False,
     ) -> None:  # fmt: skip
-        attend_within_documents(model)
+        attend_within_documents(model, dtype)
         fuse_norms(model)
         self.name, self.model, self._dtype, self._ranks = name, model, dtype, ranks
         self._trunk, head_VH, softcap = trunk_and_head(model)
         self._head = Head(head_VH, softcap)
-        self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        computing = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        ends = (model.get_input_embeddings().weight, head_VH)
+        embeddings = {name for name, p in computing.items() if any(p is end for end in ends)}
+        self._head_name = next((name for name, p in computing.items() if p is head_VH), None)
+        rounded = any(p.dtype != torch.float32 for p in computing.values())
+        self._masters = Masters(computing, on_host=on_host) if rounded else None
+        self._trained = dict(self._masters.weights) if self._masters else computing
         self._hidden = hidden
         if hidden is not None and hidden.projection is not None:
             hidden.projection = ranks.sharded(hidden.projection)
             self._trained[_PROJECTION] = hidden.projection
-        self._update = Update(self._trained, {id(model.get_input_embeddings().weight), id(head_VH)}, optimizer)
+        self._update = Update(self._trained, embeddings, optimizer, self._masters if on_host else None)
         self._ema_decay, self._updates = ema_decay, 0
         self._average = self._copies() if ema_decay is not None else {}
         self._best = self._copies() if keeps_best else {}
@@ -78,14 +87,16 @@ class Learner:
 
     @property
     def state_bytes(self) -> int:
-        """What training will take in this process beside weights and activations: gradients and moments."""
-        return sum((1 + 2) * own(parameter).nbytes for parameter in self._trained.values())
+        """What training will take beside weights and activations where the model lies: gradients and moments."""
+        moments = 0 if self._masters and self._masters.on_host else 2
+        return sum((1 + moments) * own(parameter).nbytes for parameter in self._trained.values())
 
     def accumulate(self, batch: Batch, lesson: Lesson) -> float:
         """Add the gradients of one micro-batch; return its loss, that of hidden states not counted."""
         with watching(self.model, self._watched) as states:
             hidden_BSH = self.hidden(batch)
-        scored = lesson.score(hidden_BSH.detach()[batch.targets_BS], self._head)
+        head = self._head._replace(gradient_VH=self._head_gradient())
+        scored = lesson.score(hidden_BSH.detach()[batch.targets_BS], head)
         gradient_BSH = torch.zeros_like(hidden_BSH)
         gradient_BSH[batch.targets_BS] = scored.hidden_TH.to(hidden_BSH.dtype)
         outputs, gradients = [hidden_BSH], [gradient_BSH]
@@ -94,30 +105,59 @@ class Learner:
             more = self._hidden.gradients(states, lesson.states, batch.targets_BS, lesson.scale, self._ranks)
             outputs, gradients = outputs + more[0], gradients + more[1]
         torch.autograd.backward(outputs, gradients)
-        if scored.head_VH is not None:
-            weight = self._head.weight_VH
-            gradient = self._ranks.share_of(scored.head_VH, weight)
-            weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+        if scored.head_VH is not None and scored.head_VH is not head.gradient_VH:
+            self._add_to_head(scored.head_VH)
         return float(scored.total)
+
+    def _head_gradient(self) -> Tensor | None:
+        """The gradient so far of an output matrix that this process has whole."""
+        if self._head_name is None or self._ranks.size > 1:
+            return None
+        return self._masters.gradients.get(self._head_name) if self._masters else self._head.weight_VH.grad
+
+    def _add_to_head(self, gradient_VH: Tensor) -> None:
+        if self._masters:
+            assert self._head_name is not None
+            self._masters.add(self._head_name, gradient_VH)
+            return
+        weight = self._head.weight_VH
+        gradient = self._ranks.share_of(gradient_VH, weight)
+        weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
 
     def update(self, rate: float) -> float:
         """One step with the gathered gradients, clipped; return their norm before clipping.
 
         Nothing is changed when the norm is not a number.
         """
-        norm = float(whole(nn.utils.clip_grad_norm_(self._trained.values(), _LARGEST_GRADIENT, foreach=True)))
+        norm = self._clip()
         if math.isfinite(norm):
             self._update.step(rate)
             self._updates += 1
+            if self._masters and not self._masters.on_host:  # an update on the host gives them back itself
+                self._masters.publish()
             self._follow()
             if self._hidden is not None:
                 self._hidden.balance(self._ranks)
         self.forget()
         return norm
 
+    def _clip(self) -> float:
+        """Scale the gathered gradients down to the largest norm that is allowed; return the norm before."""
+        if not (self._masters and self._masters.on_host):
+            if self._masters:
+                self._masters.hand_over()
+            return float(whole(nn.utils.clip_grad_norm_(self._trained.values(), _LARGEST_GRADIENT, foreach=True)))
+        beside = [p.grad for p in self._trained.values() if p.grad is not None]
+        gradients = [*self._masters.gradients.values(), *beside]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        torch._foreach_mul_(gradients, (_LARGEST_GRADIENT / (norm + 1e-6)).clamp(max=1.0))
+        return float(norm)
+
     def forget(self) -> None:
         """Drop the gathered gradients."""
         self._update.forget()
+        if self._masters:
+            self._masters.forget()
         if self._hidden is not None:
             self._hidden.forget()
 
@@ -141,6 +181,12 @@ class Learner:
         """End the training: the model gets the weights that are shipped."""
         for name, weights in (self._best or self._average).items():
             own(self._trained[name]).copy_(own(weights))
+        self.publish()
+
+    def publish(self) -> None:
+        """Give the model what the masters hold, where it has masters: after someone else has written to the state."""
+        if self._masters:
+            self._masters.publish()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that changes in training, by name; restoring it continues the run bit for bit."""
@@ -159,6 +205,7 @@ class Learner:
             raise DamagedCheckpoint(f"the checkpoint of {self.name} holds other tensors than the model")
         for name, tensor in mine.items():
             own(tensor).copy_(part_of(state[name].to(tensor.device), tensor))
+        self.publish()
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._trained.items():
@@ -193,3 +240,5 @@ class Learner:
             kept = mine.clone()
             mine.copy_(theirs)
             theirs.copy_(kept)
+        if self._average:
+            self.publish()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foundry.engine.distill.divergences import Divergence
-from foundry.engine.products import Softmax, chunk_tokens, logits_of, operand, product, softmax
+from foundry.engine.products import Softmax, add_product, chunk_tokens, logits_of, operand, product, softmax
 
 _FLOOR = -1e4
 """Stands for the log of 0 where an infinity would turn 0 x log 0 into no number."""
@@ -25,6 +25,8 @@ class Head(NamedTuple):
 
     weight_VH: Tensor
     softcap: float | None = None
+    gradient_VH: Tensor | None = None
+    """What the loss's gradient is added to, in float32; without it a new one is made."""
 
 
 class Whole(NamedTuple):
@@ -67,7 +69,7 @@ class Scored(NamedTuple):
     hidden_TH: Tensor
     """d total / d hidden, float32."""
     head_VH: Tensor | None
-    """d total / d output matrix, float32; None when it is frozen."""
+    """d total / d output matrix, float32, or what it was added to; None when the matrix is frozen."""
 
 
 def match(
@@ -88,7 +90,7 @@ def match(
         said = softmax(logits_CV, temperature)
         slope_CV = _slope_of_cap(said.logits_TV, temperature, student.softcap)
         if whole is not None:
-            theirs = softmax(logits_of(whole.hidden_TG[part], *whole.head), temperature)
+            theirs = softmax(logits_of(whole.hidden_TG[part], whole.head.weight_VH, whole.head.softcap), temperature)
             loss_C, soft_CV = divergence(theirs, said)
         else:
             assert isinstance(teacher, TopK)
@@ -124,7 +126,9 @@ class _Walk:
         self.total = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
         self._gradient_TH = torch.empty_like(self._hidden_TH, dtype=torch.float32)
         trained = head.weight_VH.requires_grad
-        self._gradient_VH = torch.zeros_like(self._weight_VH, dtype=torch.float32) if trained else None
+        self._gradient_VH = head.gradient_VH
+        if trained and self._gradient_VH is None:
+            self._gradient_VH = torch.zeros_like(self._weight_VH, dtype=torch.float32)
         step = chunk or chunk_tokens(self._weight_VH.shape[0], hidden_TH.device)
         self.parts = [slice(start, start + step) for start in range(0, hidden_TH.shape[0], step)]
 
@@ -137,10 +141,7 @@ class _Walk:
         gradient_CV = operand(gradient_CV, self._dtype)
         self._gradient_TH[part] = product(gradient_CV, self._weight_VH)
         if self._gradient_VH is not None:
-            if gradient_CV.dtype == torch.float32:
-                self._gradient_VH.addmm_(gradient_CV.T, self._hidden_TH[part])
-            else:
-                self._gradient_VH += product(gradient_CV.T, self._hidden_TH[part])
+            add_product(self._gradient_VH, gradient_CV.T, self._hidden_TH[part])
 
     def scored(self) -> Scored:
         return Scored(self.total, self._gradient_TH, self._gradient_VH)

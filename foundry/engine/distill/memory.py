@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from foundry.engine.distill.learner import Learner
 from foundry.engine.packed import Batch, Packed
+from foundry.errors import OutOfMemory
 
 _ACTIVATIONS_SHARE = 0.25
 """Of a machine's memory, for what a micro-batch keeps for its backward pass; weights and moments take the rest."""
@@ -23,7 +24,33 @@ _USABLE_SHARE = 0.8
 """Of what an accelerator has left for activations: the rest is for chunks of logits and for gaps between blocks."""
 _LARGEST_MICRO_TOKENS = 8192
 """Beyond this a larger micro-batch is no faster."""
+_ACTIVATIONS_ROOM = 0.08
+"""Of an accelerator, that must be left beside weights, gradients and moments for anything to be learned."""
+_HOST_SHARE = 0.9
+"""Of a machine's memory, for masters and moments."""
 _CGROUPS = Path("/sys/fs/cgroup")
+
+
+def moments_on_host(parameters: int, copies: int, device: torch.device, *, loaded: bool = False) -> bool:
+    """Whether so many parameters, held in bfloat16 on an accelerator, must learn in the machine's memory.
+
+    They do where float32 masters and moments do not fit beside what the accelerator holds already; `copies` are further
+    float32 copies (an average, the best so far). The weights are yet to come unless they are `loaded`. Raises
+    `OutOfMemory` where they fit into neither.
+    """
+    gradients, masters = parameters * ((0 if loaded else 2) + 4), parameters * (4 + 8 + 4 * copies)
+    free = int((1 - _ACTIVATIONS_ROOM) * total_bytes(device)) - torch.cuda.memory_allocated(device)
+    if gradients + masters <= free:
+        return False
+    host = total_bytes(torch.device("cpu"))
+    if gradients > free or masters > _HOST_SHARE * host:
+        raise OutOfMemory(
+            f"{parameters:,} parameters that learn take {gradients / 1e9:,.1f} GB on {device} for weights and "
+            f"gradients, where {max(0, free) / 1e9:,.1f} GB are free beside the teacher, and {masters / 1e9:,.1f} GB "
+            f"for masters and moments there or in the machine's memory of {host / 1e9:,.1f} GB; choose smaller or "
+            "fewer targets, a machine with more memory, or one with several accelerators"
+        )
+    return True
 
 
 class Fit(NamedTuple):
@@ -46,13 +73,23 @@ def micro_batch_rows(
     one, two = text.batch([0], device), text.batch([0, 0], device)
     largest = 1
     for learner in learners:
-        row_bytes = _kept_bytes(learner, two) - _kept_bytes(learner, one)
-        if row_bytes > budget:
+        row_bytes = _row_bytes(learner, one, two)
+        if row_bytes is None or row_bytes > budget:
             checkpoint_activations(learner.model)
             row_bytes = _kept_bytes(learner, two) - _kept_bytes(learner, one)
         largest = max(largest, row_bytes)
     rows = max(1, min(_LARGEST_MICRO_TOKENS // text.sequence_tokens, budget // largest))
     return Fit(rows, largest, budget)
+
+
+def _row_bytes(learner: Learner, one: Batch, two: Batch) -> int | None:
+    """What one more row keeps; None where two do not even fit."""
+    try:
+        return _kept_bytes(learner, two) - _kept_bytes(learner, one)
+    except torch.OutOfMemoryError:
+        pass
+    torch.cuda.empty_cache()  # out of the handler, which holds on to the failed pass
+    return None
 
 
 def _kept_bytes(learner: Learner, batch: Batch) -> int:

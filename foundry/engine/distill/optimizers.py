@@ -9,6 +9,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from foundry.engine.context import choose_dtype
+from foundry.engine.distill.host import HostAdamW
+from foundry.engine.distill.masters import Masters
 from foundry.engine.distill.parallel import gathered, own, part_of
 from foundry.spec.stages import OptimizerName
 
@@ -53,7 +55,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 _STATE: dict[type[Optimizer], tuple[str, ...]] = {
-    AdamW: ("exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",), _ExactMuon: ("momentum_buffer",),
+    AdamW: ("exp_avg", "exp_avg_sq"), HostAdamW: ("exp_avg", "exp_avg_sq"),
+    Muon: ("momentum_buffer",), _ExactMuon: ("momentum_buffer",),
 }  # fmt: skip
 """What each keeps for a parameter, of the parameter's shape."""
 
@@ -65,17 +68,27 @@ class Update:
     root of the longer side so that an update is as large as AdamW's. Experts of a layer in one tensor stay with AdamW.
     """
 
-    def __init__(self, named: Mapping[str, nn.Parameter], embeddings: set[int], kind: OptimizerName) -> None:
+    def __init__(
+        self, named: Mapping[str, nn.Parameter], embeddings: set[str], kind: OptimizerName,
+        on_host: Masters | None = None,
+    ) -> None:  # fmt: skip
+        """`embeddings` are names of them and of the output matrix; masters `on_host` are among those named."""
         self._named = named
-        matrices = [p for p in named.values() if p.ndim >= 2 and id(p) not in embeddings]
+        matrices = [p for name, p in named.items() if p.ndim >= 2 and name not in embeddings]
         turned = [p for p in matrices if p.ndim == 2 and kind == "muon"]
         known, taken = {id(p) for p in matrices}, {id(p) for p in turned}
         decayed = [p for p in matrices if id(p) not in taken]
         others = [p for p in named.values() if id(p) not in known]
-        groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+        far = {id(weight) for weight in on_host.weights.values()} if on_host else set()
         self._optimizers: list[Optimizer] = []
-        if given := [group for group in groups if group["params"]]:
-            self._optimizers.append(AdamW(given, betas=_BETAS, fused=True))
+        for is_far in (False, True):
+            groups = [(decayed, _WEIGHT_DECAY), (others, 0.0)]
+            here = [([p for p in group if (id(p) in far) == is_far], decay) for group, decay in groups]
+            given = [{"params": params, "weight_decay": decay} for params, decay in here if params]
+            if given and is_far and on_host:
+                self._optimizers.append(HostAdamW(given, _BETAS, on_host))
+            elif given:
+                self._optimizers.append(AdamW(given, betas=_BETAS, fused=True))
         if turned:
             native = choose_dtype(turned[0].device) == torch.bfloat16
             kind_of_muon = Muon if native and not isinstance(turned[0], DTensor) else _ExactMuon

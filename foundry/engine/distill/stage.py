@@ -13,7 +13,7 @@ from foundry.engine.distill.checkpoints import digest_of
 from foundry.engine.distill.hidden import HiddenMatch, Pairs
 from foundry.engine.distill.launch import launch
 from foundry.engine.distill.learner import Learner
-from foundry.engine.distill.memory import checkpoint_activations
+from foundry.engine.distill.memory import checkpoint_activations, moments_on_host
 from foundry.engine.distill.objectives import Goal, match_saved, match_teacher
 from foundry.engine.distill.parallel import ALONE, Ranks, fill
 from foundry.engine.distill.sampled import sample, sampled_documents
@@ -26,8 +26,10 @@ from foundry.engine.models import load_model, load_tokenizer, local_folder, save
 from foundry.engine.norms import fuse_norms
 from foundry.engine.packed import Packed
 from foundry.engine.workspace import Workspace, sha256_of, write_json
+from foundry.errors import OutOfMemory
 from foundry.intake.checkpoint import checkpoint_sha256, context_limit
 from foundry.intake.documents import Document
+from foundry.spec.family import families
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.stages import Distill
@@ -63,7 +65,7 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
     students = _students(spec, workspace)
     teacher_folder = local_folder(workspace.teacher)
     teacher = load_model(teacher_folder, dtype=context.dtype, device=_loaded_to(context, ranks))
-    attend_within_documents(teacher)
+    attend_within_documents(teacher, context.dtype)
     ranks.shard(teacher)
     fuse_norms(teacher)
     sampled = sampled_documents(workspace)
@@ -74,8 +76,10 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
     )  # fmt: skip
     _announce(schedule, len(students), context)
     pairs = {target: _pairs(config, target, workspace) for target in students}
+    on_host = _learns_on_host(config, [_plan(workspace, target) for target in students], context, ranks)
     learners = [
-        _learner(target, folder, teacher, pairs[target], config, context, ranks) for target, folder in students.items()
+        _learner(target, folder, teacher, pairs[target], config, context, ranks, on_host=on_host)
+        for target, folder in students.items()
     ]
     watched = {layer for found in pairs.values() if found is not None for _, layer in found.layers}
     objective = _objective(config, teacher, teacher_folder, texts.train, watched, workspace, context, ranks)
@@ -165,9 +169,9 @@ def _pairs(config: Distill, target: str, workspace: Workspace) -> Pairs | None:
 
 def _learner(
     target: str, folder: Path, teacher: PreTrainedModel, pairs: Pairs | None, config: Distill, context: RunContext,
-    ranks: Ranks,
+    ranks: Ranks, *, on_host: bool,
 ) -> Learner:  # fmt: skip
-    student = load_model(folder, dtype=torch.float32, device=_loaded_to(context, ranks))
+    student = load_model(folder, dtype=_held(context, ranks), device=_loaded_to(context, ranks))
     check_same_vocabulary(student, teacher)
     if config.gradient_checkpointing:
         checkpoint_activations(student)
@@ -178,8 +182,31 @@ def _learner(
         hidden = HiddenMatch(pairs, width, context.seed).to(context.device)
     return Learner(
         target, student, context.dtype, optimizer=config.optimizer, ema_decay=config.ema_decay,
-        keeps_best=config.patience_looks is not None, hidden=hidden, ranks=ranks,
+        keeps_best=config.patience_looks is not None, hidden=hidden, ranks=ranks, on_host=on_host,
     )  # fmt: skip
+
+
+def _held(context: RunContext, ranks: Ranks) -> torch.dtype:
+    """What students are held in: the type of products on an accelerator, with float32 masters behind them."""
+    return context.dtype if context.device.type == "cuda" and ranks.size == 1 else torch.float32
+
+
+def _learns_on_host(config: Distill, plans: Sequence[PrunePlan], context: RunContext, ranks: Ranks) -> bool:
+    if _held(context, ranks) == torch.float32:
+        return False
+    parameters = sum(families()[plan.family].parameter_count(plan.shape) for plan in plans)
+    copies = (config.ema_decay is not None) + (config.patience_looks is not None)
+    if not moments_on_host(parameters, copies, context.device):
+        return False
+    if config.optimizer == "muon":
+        raise OutOfMemory(
+            f"distill: masters and momentum of {parameters:,} parameters do not fit on {context.device}, where Muon "
+            "needs them; choose AdamW (distill.optimizer), which can update in the machine's memory, or a machine with "
+            "several accelerators"
+        )
+    message = "distill: masters and moments lie in the machine's memory, for they do not fit beside the teacher"
+    context.report(EventType.LOG, message, stage="distill", parameters=parameters)
+    return True
 
 
 def _evaluate_steps(config: Distill, schedule: Schedule) -> int:

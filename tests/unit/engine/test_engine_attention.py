@@ -36,7 +36,7 @@ def test_attention_within_documents_equals_masked_attention(family: str) -> None
         logits_TV.square().mean().backward()
         found.append((logits_TV.detach(), [p.grad for p in model.parameters() if p.grad is not None]))
         model.zero_grad()
-        attend_within_documents(model)
+        attend_within_documents(model, torch.float32)
     assert (model.config._attn_implementation == "within_documents") == (before == "sdpa")
     (masked, masked_gradients), (within, within_gradients) = found
     torch.testing.assert_close(within, masked, rtol=1e-4, atol=1e-4)
