@@ -146,6 +146,9 @@ class Distill(Record):
     """Ship a moving average of the weights, of which each step keeps this much; 0.99 suits some hundred steps."""
     gradient_checkpointing: bool = False
     """Repeat each layer's forward pass instead of keeping it. By itself only where one sequence would not fit."""
+    compile: bool | None = None
+    """Compile the layers of teacher and students (`torch.compile`): faster steps on an accelerator, after a minute or
+    so. By itself on an accelerator where the run is long enough to win by it."""
     checkpoint_steps: Count = 100
     """Steps between two checkpoints: the most work that a crash can cost."""
     evaluate_steps: Count | None = None

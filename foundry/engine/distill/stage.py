@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foundry.engine.attention import attend_within_documents
+from foundry.engine.compiled import compile_layers
 from foundry.engine.context import RunContext
 from foundry.engine.distill.checkpoints import digest_of
 from foundry.engine.distill.hidden import HiddenMatch, Pairs
@@ -37,6 +38,8 @@ from foundry.spec.variant import PrunePlan
 
 _EVALUATIONS = 10
 _MANY_EPOCHS = 20
+_WORTH_COMPILING = 2e17
+"""Operations of a run: some ten minutes on the fastest accelerators, longer on others."""
 
 
 def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
@@ -81,6 +84,9 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
         _learner(target, folder, teacher, pairs[target], config, context, ranks, on_host=on_host)
         for target, folder in students.items()
     ]
+    if _compiles(config, teacher, [learner.model for learner in learners], schedule, context):
+        for model in (teacher, *(learner.model for learner in learners)):
+            compile_layers(model)
     watched = {layer for found in pairs.values() if found is not None for _, layer in found.layers}
     objective = _objective(config, teacher, teacher_folder, texts.train, watched, workspace, context, ranks)
     del teacher  # A saved signal is all that is needed of it.
@@ -127,6 +133,17 @@ def _texts(
     return read_texts(
         "distill", data, tokenizer, length, config.tokens, vocabulary, spec.seed, context, config.general_ratio, sampled
     )
+
+
+def _compiles(
+    config: Distill, teacher: PreTrainedModel, students: Sequence[PreTrainedModel], schedule: Schedule,
+    context: RunContext,
+) -> bool:  # fmt: skip
+    """As told; by itself where the steps take far longer than compiling does. The same for every attempt at a job."""
+    if config.compile is not None or context.device.type != "cuda" or config.hidden is not None:
+        return bool(config.compile)
+    per_token: int = 2 * teacher.num_parameters() + 6 * sum(student.num_parameters() for student in students)
+    return per_token * schedule.steps * schedule.batch_tokens > _WORTH_COMPILING
 
 
 def _objective(

@@ -1,9 +1,15 @@
 """Attention document by document gives what masked attention gives, for every family and every packing."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from foundry.engine.attention import attend_within_documents, document_lengths
+from foundry.engine.attention import attend_within_documents
+from foundry.engine.documents import document_lengths, documents_of
+from foundry.engine.flash import _attend_backward, attend
 from tests.families import FAMILY_NAMES, genuine
 
 POSITIONS_BS = torch.tensor(
@@ -24,21 +30,92 @@ def test_document_lengths_split_rows_where_positions_restart_and_keep_padding_to
     assert document_lengths(torch.tensor([[0], [0]])) == [1, 1]
 
 
+def test_documents_are_found_once_a_batch_and_again_for_positions_that_changed_in_place() -> None:
+    positions_BS = POSITIONS_BS.clone()
+    first = documents_of(positions_BS)
+    assert first.bounds.tolist() == [0, 24, 29, 39, 48, 55, 56, 60, 68, 72]
+    assert documents_of(positions_BS.view(3, 24)) is first
+    positions_BS[0, 12:] = torch.arange(12)
+    assert documents_of(positions_BS).lengths[:2] == [12, 12]
+
+
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_attention_within_documents_equals_masked_attention(family: str) -> None:
-    model = genuine(family, kv_heads=2) if family not in ("gpt2", "gpt_neox") else genuine(family)
+    model = _model(family)
+    before, masked = model.config._attn_implementation, _logits_and_gradients(model)
+    attend_within_documents(model, torch.float32)
+    assert (model.config._attn_implementation == "within_documents") == (before == "sdpa")
+    _assert_close(_logits_and_gradients(model), masked)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_every_family_gives_the_operator_what_it_needs(family: str) -> None:
+    """Shapes, scale, window and positions, with a reference in the place of an accelerator's kernel."""
+    model = _model(family)
+    if model.config._attn_implementation != "sdpa":
+        pytest.skip("this family caps its attention scores, which no fused kernel here does")
+    masked = _logits_and_gradients(model)
+    model.set_attn_implementation("within_documents_at_once")
+    _assert_close(_logits_and_gradients(model), masked)
+
+
+def test_the_operator_keeps_to_what_compilers_are_told_of_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(72, heads, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2))
+    torch.library.opcheck(attend, (q, k, v, POSITIONS_BS, 0.5, 6))
+
+
+def _chances(q_TAD: Tensor, k_TKD: Tensor, positions_BS: Tensor, scale: float, window: int) -> tuple[Tensor, Tensor]:
+    """The keys as every query head sees them, and how much each token attends to each within document and window."""
+    lengths = torch.tensor(documents_of(positions_BS).lengths)
+    document_T, place_T = torch.arange(len(lengths)).repeat_interleave(lengths), torch.arange(len(q_TAD))
+    distance_TT = place_T[:, None] - place_T
+    seen_TT = (document_T[:, None] == document_T) & (distance_TT >= 0) & (distance_TT < (window or len(q_TAD)))
+    k_TAD = k_TKD.repeat_interleave(q_TAD.shape[1] // k_TKD.shape[1], dim=1)
+    scores_ATT = torch.einsum("tad,sad->ats", q_TAD, k_TAD) * scale
+    return k_TAD, scores_ATT.masked_fill(~seen_TT, -torch.inf).softmax(dim=-1)
+
+
+@attend.register_kernel("cpu")
+def _forward(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, scale: float, window: int) -> tuple[Tensor, Tensor]:
+    _, chance_ATT = _chances(q, k, positions, scale, window)
+    v_TAD = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    return torch.einsum("ats,sad->tad", chance_ATT, v_TAD).contiguous(), q.new_zeros(q.shape[1], q.shape[0])
+
+
+@_attend_backward.register_kernel("cpu")
+def _backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, positions: Tensor, scale: float,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    k_TAD, chance_ATT = _chances(q, k, positions, scale, window)
+    shared = q.shape[1] // v.shape[1]
+    toward_ATT = torch.einsum("tad,sad->ats", gradient, v.repeat_interleave(shared, dim=1))
+    score_ATT = chance_ATT * (toward_ATT - (toward_ATT * chance_ATT).sum(dim=-1, keepdim=True)) * scale
+    of_keys = torch.einsum("ats,tad->sad", score_ATT, q), torch.einsum("ats,tad->sad", chance_ATT, gradient)
+    of_k, of_v = (one.unflatten(1, (-1, shared)).sum(dim=2) for one in of_keys)
+    return torch.einsum("ats,sad->tad", score_ATT, k_TAD).contiguous(), of_k, of_v
+
+
+Found = tuple[Tensor, list[Tensor]]
+
+
+def _model(family: str) -> PreTrainedModel:
+    return genuine(family, kv_heads=2) if family not in ("gpt2", "gpt_neox") else genuine(family)
+
+
+def _logits_and_gradients(model: PreTrainedModel) -> Found:
     # Padding sees other padding instead of itself alone; nothing reads what comes of it.
     counts_BS = torch.ones_like(POSITIONS_BS, dtype=torch.bool)
     counts_BS[2, -4:] = False
-    before, found = model.config._attn_implementation, []
-    for _ in range(2):
-        logits_TV = model(**INPUTS).logits[counts_BS]
-        logits_TV.square().mean().backward()
-        found.append((logits_TV.detach(), [p.grad for p in model.parameters() if p.grad is not None]))
-        model.zero_grad()
-        attend_within_documents(model, torch.float32)
-    assert (model.config._attn_implementation == "within_documents") == (before == "sdpa")
-    (masked, masked_gradients), (within, within_gradients) = found
-    torch.testing.assert_close(within, masked, rtol=1e-4, atol=1e-4)
-    for one, other in zip(within_gradients, masked_gradients, strict=True):
+    logits_TV: Any = model(**INPUTS).logits[counts_BS]
+    logits_TV.square().mean().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    return logits_TV.detach(), gradients
+
+
+def _assert_close(found: Found, expected: Found) -> None:
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+    for one, other in zip(found[1], expected[1], strict=True):
         assert (one - other).abs().max() <= 1e-4 * max(1.0, float(other.abs().max()))
