@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from foundry.engine.attend import attend
 from foundry.engine.attention import attend_within_documents
 from foundry.engine.documents import document_lengths, documents_of
-from foundry.engine.flash import _attend_backward, attend
 from tests.families import FAMILY_NAMES, genuine
 
 POSITIONS_BS = torch.tensor(
@@ -44,18 +44,8 @@ def test_attention_within_documents_equals_masked_attention(family: str) -> None
     model = _model(family)
     before, masked = model.config._attn_implementation, _logits_and_gradients(model)
     attend_within_documents(model, torch.float32)
-    assert (model.config._attn_implementation == "within_documents") == (before == "sdpa")
-    _assert_close(_logits_and_gradients(model), masked)
-
-
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_every_family_gives_the_operator_what_it_needs(family: str) -> None:
-    """Shapes, scale, window and positions, with a reference in the place of an accelerator's kernel."""
-    model = _model(family)
-    if model.config._attn_implementation != "sdpa":
-        pytest.skip("this family caps its attention scores, which no fused kernel here does")
-    masked = _logits_and_gradients(model)
-    model.set_attn_implementation("within_documents_at_once")
+    possible = before == "sdpa" and not getattr(model.config, "attention_dropout", None)
+    assert (model.config._attn_implementation == "within_documents") == possible
     _assert_close(_logits_and_gradients(model), masked)
 
 
@@ -65,36 +55,10 @@ def test_the_operator_keeps_to_what_compilers_are_told_of_it() -> None:
     torch.library.opcheck(attend, (q, k, v, POSITIONS_BS, 0.5, 6))
 
 
-def _chances(q_TAD: Tensor, k_TKD: Tensor, positions_BS: Tensor, scale: float, window: int) -> tuple[Tensor, Tensor]:
-    """The keys as every query head sees them, and how much each token attends to each within document and window."""
-    lengths = torch.tensor(documents_of(positions_BS).lengths)
-    document_T, place_T = torch.arange(len(lengths)).repeat_interleave(lengths), torch.arange(len(q_TAD))
-    distance_TT = place_T[:, None] - place_T
-    seen_TT = (document_T[:, None] == document_T) & (distance_TT >= 0) & (distance_TT < (window or len(q_TAD)))
-    k_TAD = k_TKD.repeat_interleave(q_TAD.shape[1] // k_TKD.shape[1], dim=1)
-    scores_ATT = torch.einsum("tad,sad->ats", q_TAD, k_TAD) * scale
-    return k_TAD, scores_ATT.masked_fill(~seen_TT, -torch.inf).softmax(dim=-1)
-
-
-@attend.register_kernel("cpu")
-def _forward(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, scale: float, window: int) -> tuple[Tensor, Tensor]:
-    _, chance_ATT = _chances(q, k, positions, scale, window)
-    v_TAD = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-    return torch.einsum("ats,sad->tad", chance_ATT, v_TAD).contiguous(), q.new_zeros(q.shape[1], q.shape[0])
-
-
-@_attend_backward.register_kernel("cpu")
-def _backward(
-    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, positions: Tensor, scale: float,
-    window: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    k_TAD, chance_ATT = _chances(q, k, positions, scale, window)
-    shared = q.shape[1] // v.shape[1]
-    toward_ATT = torch.einsum("tad,sad->ats", gradient, v.repeat_interleave(shared, dim=1))
-    score_ATT = chance_ATT * (toward_ATT - (toward_ATT * chance_ATT).sum(dim=-1, keepdim=True)) * scale
-    of_keys = torch.einsum("ats,tad->sad", score_ATT, q), torch.einsum("ats,tad->sad", chance_ATT, gradient)
-    of_k, of_v = (one.unflatten(1, (-1, shared)).sum(dim=2) for one in of_keys)
-    return torch.einsum("ats,sad->tad", score_ATT, k_TAD).contiguous(), of_k, of_v
+def test_dropout_within_attention_stays_with_the_model_s_own_way() -> None:
+    model = genuine("llama", attention_dropout=0.1)
+    attend_within_documents(model, torch.float32)
+    assert model.config._attn_implementation == "sdpa"
 
 
 Found = tuple[Tensor, list[Tensor]]

@@ -1,0 +1,166 @@
+"""Causal attention within documents as one operator, by the kernels that PyTorch has for it.
+
+The usual way is one product of all tokens of a row with all others and a mask over most of the result. A document that
+fills a third of a row needs a ninth of that, and half of that again because nothing looks ahead. A CPU takes one
+document after the other, an accelerator all at once, by FlashAttention for sequences of varying length.
+
+PyTorch's `varlen_attn` is no way to it: it wants the documents' bounds, whose number differs from batch to batch, so a
+compiled layer would be compiled again and again, and its backward pass gives other bits each time. This operator takes
+the positions and looks the bounds up; `torch.compile` takes it as it is.
+
+B: rows, S: tokens of a row, T: B x S, A: query heads, K: key heads, D: size of a head.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from foundry.engine.documents import documents_of
+
+_ACCELERATORS = "cuda"
+
+
+@torch.library.custom_op("foundry::attend", mutates_args=(), device_types=_ACCELERATORS)
+def attend(
+    q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_BS: Tensor, scale: float, window: int
+) -> tuple[Tensor, Tensor]:
+    """Outputs [T, A, D], and the log of each softmax's sum [A, T] for the backward pass.
+
+    Tokens see their own document up to themselves, of which the last `window` where that is not 0. On an accelerator
+    the inputs are bfloat16 or float16.
+    """
+    documents = documents_of(positions_BS)
+    longest = max(documents.lengths)
+    out_TAD, log_sum_AT, _, _, _ = torch.ops.aten._flash_attention_forward(
+        q_TAD, k_TKD, v_TKD, documents.bounds, documents.bounds, longest, longest, 0.0, window == 0, False, scale=scale,
+        **_behind(window),
+    )  # fmt: skip
+    return out_TAD, log_sum_AT
+
+
+@torch.library.custom_op("foundry::attend_backward", mutates_args=(), device_types=_ACCELERATORS)
+def attend_backward(
+    gradient_TAD: Tensor, q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TAD: Tensor, log_sum_AT: Tensor,
+    positions_BS: Tensor, scale: float, window: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of the three inputs; on an accelerator the same bits each time, for resumed runs."""
+    documents = documents_of(positions_BS)
+    longest = max(documents.lengths)
+    drawn = torch.zeros(2, dtype=torch.uint64, device=q_TAD.device)  # for dropout, which there is none of
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
+            gradient_TAD.contiguous(), q_TAD, k_TKD, v_TKD, out_TAD, log_sum_AT, documents.bounds, documents.bounds,
+            longest, longest, 0.0, window == 0, drawn, drawn[:0], scale=scale, **_behind(window),
+        )  # fmt: skip
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+    return gradients
+
+
+def _behind(window: int) -> dict[str, int]:
+    """A window counts the token itself, FlashAttention's does not."""
+    return {"window_size_left": window - 1, "window_size_right": 0} if window else {}
+
+
+class _Document(NamedTuple):
+    """One document among the tokens of a batch, as PyTorch's kernel for CPUs wants to be told of it."""
+
+    tokens: slice
+    is_causal: bool
+    mask: Tensor | None
+
+    def of(self, tensor_TAD: Tensor) -> Tensor:
+        """[1, A, tokens, D]"""
+        return tensor_TAD[self.tokens].transpose(0, 1)[None]
+
+
+def _documents(positions_BS: Tensor, window: int, dtype: torch.dtype) -> Iterator[_Document]:
+    start = 0
+    for length in documents_of(positions_BS).lengths:
+        mask = None
+        if window and length > window:
+            place = torch.arange(length)
+            distance = place[:, None] - place
+            seen = (distance >= 0) & (distance < window)
+            mask = torch.zeros(length, length, dtype=dtype).masked_fill_(~seen, -torch.inf)
+        yield _Document(slice(start, start + length), mask is None, mask)
+        start += length
+
+
+@attend.register_kernel("cpu")
+def _on_cpu(
+    q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_BS: Tensor, scale: float, window: int
+) -> tuple[Tensor, Tensor]:
+    out_TAD, log_sum_AT = torch.empty_like(q_TAD), q_TAD.new_empty(q_TAD.shape[1::-1], dtype=torch.float32)
+    k_TAD, v_TAD = (_for_each_query(tensor, q_TAD) for tensor in (k_TKD, v_TKD))
+    for document in _documents(positions_BS, window, q_TAD.dtype):
+        found, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *(document.of(tensor) for tensor in (q_TAD, k_TAD, v_TAD)), 0.0, document.is_causal,
+            attn_mask=document.mask, scale=scale,
+        )  # fmt: skip
+        out_TAD[document.tokens] = found[0].transpose(0, 1)
+        log_sum_AT[:, document.tokens] = log_sum[0]
+    return out_TAD, log_sum_AT
+
+
+@attend_backward.register_kernel("cpu")
+def _backward_on_cpu(
+    gradient_TAD: Tensor, q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TAD: Tensor, log_sum_AT: Tensor,
+    positions_BS: Tensor, scale: float, window: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    k_TAD, v_TAD = (_for_each_query(tensor, q_TAD) for tensor in (k_TKD, v_TKD))
+    gradients = torch.empty_like(q_TAD), torch.empty_like(k_TAD), torch.empty_like(v_TAD)
+    for document in _documents(positions_BS, window, q_TAD.dtype):
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *(document.of(tensor) for tensor in (gradient_TAD, q_TAD, k_TAD, v_TAD, out_TAD)),
+            log_sum_AT[None, :, document.tokens], 0.0, document.is_causal, attn_mask=document.mask, scale=scale,
+        )  # fmt: skip
+        for gradient, one in zip(gradients, found, strict=True):
+            gradient[document.tokens] = one[0].transpose(0, 1)
+    of_q, of_k, of_v = gradients
+    return of_q, _summed(of_k, k_TKD), _summed(of_v, v_TKD)
+
+
+def _for_each_query(tensor_TKD: Tensor, q_TAD: Tensor) -> Tensor:
+    return tensor_TKD.repeat_interleave(q_TAD.shape[1] // tensor_TKD.shape[1], dim=1)
+
+
+def _summed(gradient_TAD: Tensor, like_TKD: Tensor) -> Tensor:
+    """Over the query heads that share a key head."""
+    if gradient_TAD.shape == like_TKD.shape:
+        return gradient_TAD
+    tokens, heads, size = like_TKD.shape
+    return gradient_TAD.view(tokens, heads, -1, size).sum(dim=2)
+
+
+@attend.register_fake
+def _(
+    q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_BS: Tensor, scale: float, window: int
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q_TAD), q_TAD.new_empty(q_TAD.shape[1::-1], dtype=torch.float32)
+
+
+@attend_backward.register_fake
+def _(
+    gradient_TAD: Tensor, q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TAD: Tensor, log_sum_AT: Tensor,
+    positions_BS: Tensor, scale: float, window: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return torch.empty_like(q_TAD), torch.empty_like(k_TKD), torch.empty_like(v_TKD)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q_TAD, k_TKD, v_TKD, positions_BS, ctx.scale, ctx.window = inputs
+    ctx.save_for_backward(q_TAD, k_TKD, v_TKD, *output, positions_BS)
+
+
+def _backward(ctx: Any, gradient_TAD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *kept, positions_BS = ctx.saved_tensors
+    q, k, v = attend_backward(gradient_TAD, *kept, positions_BS, ctx.scale, ctx.window)
+    return q, k, v, None, None, None
+
+
+attend.register_autograd(_backward, setup_context=_keep)
