@@ -26,7 +26,7 @@ from foundry.engine.attention import attend_within_documents
 from foundry.engine.compiled import compile_layers
 from foundry.engine.context import RunContext
 from foundry.engine.distill.learner import Learner
-from foundry.engine.distill.memory import moments_on_host, peak_bytes, total_bytes
+from foundry.engine.distill.memory import Room, moments_on_host, peak_bytes, total_bytes
 from foundry.engine.distill.objectives import Goal, match_teacher
 from foundry.engine.distill.schedule import make_schedule
 from foundry.engine.distill.trainer import Training, train
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     attend_within_documents(teacher, context.dtype)
     student = _model(args, _TEACHER | _STUDENT, device)
     parameters = student.num_parameters()
-    on_host = device.type == "cuda" and moments_on_host(parameters, 0, device, loaded=True)
+    on_host = device.type == "cuda" and moments_on_host(parameters, 0, Room.of(device), loaded=True)
     clock.say(f"{teacher.num_parameters():,} -> {parameters:,} parameters; masters on host: {on_host}")
     learner = _Timed("student", student, context.dtype, on_host=on_host)
     clock.say("masters are there")

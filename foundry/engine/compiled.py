@@ -1,8 +1,13 @@
-"""Layers compiled by `torch.compile`: norms, rotations and gates become a few kernels on an accelerator."""
+"""Layers compiled by `torch.compile`: norms, rotations and gates become a few kernels."""
+
+import warnings
+from functools import cache
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from foundry.errors import OperatorError
 from foundry.spec.family import family_of
 
 _KERNELS = 64
@@ -11,8 +16,7 @@ _KERNELS = 64
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Compile every layer when it first runs, anew for each shape of batch. The layers are one another's likes, so the
-    code of the first serves all.
+    """Compile every layer when it first runs, anew for each shape of batch; one layer's code serves all its likes.
 
     Kernels are chosen by rule, not by trying, so that a resumed run computes with the same ones.
     """
@@ -23,3 +27,33 @@ def compile_layers(model: PreTrainedModel) -> None:
         model.get_submodule(family.layer_module.format(layer=layer)).compile(
             dynamic=False, options={"deterministic": True}
         )
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise `OperatorError` where nothing can be compiled for a device, as on a machine without a C++ compiler."""
+    if (why := _why_not(device)) is not None:
+        raise OperatorError(
+            f"distill.compile: this machine cannot compile for {device}: {why}. Install a C++ compiler and Python's "
+            "headers (on Debian and Ubuntu: apt-get install g++ python3-dev), or leave distill.compile out",
+            pointer="/distill/compile",
+        )
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether something can be compiled for a device: tried once, for what it takes differs between them."""
+    return _why_not(device) is None
+
+
+@cache
+def _why_not(device: torch.device) -> str | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # PyTorch's compiler, of itself
+            torch.compile(_something)(torch.ones(8, device=device))
+    except Exception as error:  # of Dynamo, Inductor, Triton or the compiler that they start
+        return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return None
+
+
+def _something(x: Tensor) -> Tensor:
+    return x * 2 + 1

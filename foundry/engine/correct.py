@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from foundry.engine.context import RunContext
 from foundry.engine.distill.checkpoints import digest_of
 from foundry.engine.distill.learner import Learner
-from foundry.engine.distill.memory import moments_on_host
+from foundry.engine.distill.memory import Room, moments_on_host
 from foundry.engine.distill.objectives import predict_text
 from foundry.engine.distill.schedule import Schedule, make_schedule, sequence_length
 from foundry.engine.distill.text import Texts, read_texts
@@ -78,7 +78,7 @@ def _learns_on_host(model: PreTrainedModel | PeftModel, context: RunContext) -> 
     """Whether this is a whole teacher whose masters and moments do not fit beside it."""
     if isinstance(model, PeftModel) or context.device.type != "cuda":
         return False
-    return moments_on_host(model.num_parameters(), 0, context.device, loaded=True)
+    return moments_on_host(model.num_parameters(), 0, Room.of(context.device), loaded=True)
 
 
 def _texts(

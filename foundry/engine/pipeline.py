@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from foundry.engine.compiled import check_compiler
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.correct import correct
 from foundry.engine.distill.stage import distill
@@ -55,6 +56,8 @@ def _carry_out(spec: JobSpec, workspace: Workspace, context: RunContext) -> None
     if not workspace.is_done("export"):
         check_formats(spec, workspace, context)
         check_suite(spec)
+    if spec.distill is not None and spec.distill.compile and not workspace.is_done("distill"):
+        check_compiler(context.device)
     for stage in STAGES:
         if getattr(spec, stage) is None or workspace.is_done(stage):
             continue

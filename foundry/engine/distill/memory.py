@@ -31,7 +31,21 @@ _HOST_SHARE = 0.9
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
-def moments_on_host(parameters: int, copies: int, device: torch.device, *, loaded: bool = False) -> bool:
+class Room(NamedTuple):
+    """Memory for a training run, in bytes."""
+
+    accelerator: int
+    held: int
+    """Of the accelerator's, by what lies there already."""
+    host: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Room":
+        """Of an accelerator and the machine it is in."""
+        return cls(total_bytes(device), torch.cuda.memory_allocated(device), total_bytes(torch.device("cpu")))
+
+
+def moments_on_host(parameters: int, copies: int, room: Room, *, loaded: bool = False) -> bool:
     """Whether so many parameters, held in bfloat16 on an accelerator, must learn in the machine's memory.
 
     They do where float32 masters and moments do not fit beside what the accelerator holds already; `copies` are further
@@ -39,16 +53,15 @@ def moments_on_host(parameters: int, copies: int, device: torch.device, *, loade
     `OutOfMemory` where they fit into neither.
     """
     gradients, masters = parameters * ((0 if loaded else 2) + 4), parameters * (4 + 8 + 4 * copies)
-    free = int((1 - _ACTIVATIONS_ROOM) * total_bytes(device)) - torch.cuda.memory_allocated(device)
+    free = int((1 - _ACTIVATIONS_ROOM) * room.accelerator) - room.held
     if gradients + masters <= free:
         return False
-    host = total_bytes(torch.device("cpu"))
-    if gradients > free or masters > _HOST_SHARE * host:
+    if gradients > free or masters > _HOST_SHARE * room.host:
         raise OutOfMemory(
-            f"{parameters:,} parameters that learn take {gradients / 1e9:,.1f} GB on {device} for weights and "
-            f"gradients, where {max(0, free) / 1e9:,.1f} GB are free beside the teacher, and {masters / 1e9:,.1f} GB "
-            f"for masters and moments there or in the machine's memory of {host / 1e9:,.1f} GB; choose smaller or "
-            "fewer targets, a machine with more memory, or one with several accelerators"
+            f"training {parameters:,} parameters takes {gradients / 1e9:,.1f} GB of the accelerator for weights and "
+            f"gradients, where {max(0, free) / 1e9:,.1f} GB are free, and {masters / 1e9:,.1f} GB there or of the "
+            f"machine's {room.host / 1e9:,.1f} GB for masters and moments; choose smaller or fewer targets, a machine "
+            "with more memory, or one with several accelerators"
         )
     return True
 

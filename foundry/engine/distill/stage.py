@@ -8,13 +8,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foundry.engine.attention import attend_within_documents
-from foundry.engine.compiled import compile_layers
+from foundry.engine.compiled import can_compile, compile_layers
 from foundry.engine.context import RunContext
 from foundry.engine.distill.checkpoints import digest_of
 from foundry.engine.distill.hidden import HiddenMatch, Pairs
 from foundry.engine.distill.launch import launch
 from foundry.engine.distill.learner import Learner
-from foundry.engine.distill.memory import checkpoint_activations, moments_on_host
+from foundry.engine.distill.memory import Room, checkpoint_activations, moments_on_host
 from foundry.engine.distill.objectives import Goal, match_saved, match_teacher
 from foundry.engine.distill.parallel import ALONE, Ranks, fill
 from foundry.engine.distill.sampled import sample, sampled_documents
@@ -143,7 +143,8 @@ def _compiles(
     if config.compile is not None or context.device.type != "cuda" or config.hidden is not None:
         return bool(config.compile)
     per_token: int = 2 * teacher.num_parameters() + 6 * sum(student.num_parameters() for student in students)
-    return per_token * schedule.steps * schedule.batch_tokens > _WORTH_COMPILING
+    operations = per_token * schedule.steps * schedule.batch_tokens
+    return operations > _WORTH_COMPILING and can_compile(context.device)
 
 
 def _objective(
@@ -213,7 +214,7 @@ def _learns_on_host(config: Distill, plans: Sequence[PrunePlan], context: RunCon
         return False
     parameters = sum(families()[plan.family].parameter_count(plan.shape) for plan in plans)
     copies = (config.ema_decay is not None) + (config.patience_looks is not None)
-    if not moments_on_host(parameters, copies, context.device):
+    if not moments_on_host(parameters, copies, Room.of(context.device)):
         return False
     if config.optimizer == "muon":
         raise OutOfMemory(
