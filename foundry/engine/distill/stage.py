@@ -99,7 +99,7 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
     histories = train(learners, training, workspace, context, ranks)
     for learner in learners:
         folder, source = workspace.stage("distill", learner.name), students[learner.name]
-        model = _gathered(learner.model, source, ranks) if ranks.size > 1 else learner.model
+        model = _gathered(learner.model, source, ranks) if ranks.mesh is not None else learner.model
         if ranks.is_first:
             save_model(model, like=source, folder=folder / "model")
             write_json(folder / "history.json", histories[learner.name])
