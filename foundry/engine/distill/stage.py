@@ -206,7 +206,7 @@ def _learner(
 
 def _held(context: RunContext, ranks: Ranks) -> torch.dtype:
     """What students are held in: the type of products on an accelerator, with float32 masters behind them."""
-    return context.dtype if context.device.type == "cuda" and ranks.size == 1 else torch.float32
+    return context.dtype if context.device.type == "cuda" and ranks.mesh is None else torch.float32
 
 
 def _learns_on_host(config: Distill, plans: Sequence[PrunePlan], context: RunContext, ranks: Ranks) -> bool:
