@@ -8,11 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from foundry.engine.context import RunContext
 from tests import tiny
 from tests.unit.engine.conftest import Heard
 
+disable_progress_bar()  # what the tests print would be lost in it
 DEVICE = torch.device(os.environ.get("FOUNDRY_TEST_DEVICE", "cuda"))
 IS_CUDA = DEVICE.type == "cuda"
 needs_gpu = [

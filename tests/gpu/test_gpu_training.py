@@ -34,6 +34,7 @@ STEPS, ROWS, LENGTH = 8, 8, 128
 WAYS: dict[str, dict[str, Any]] = {
     "adamw with an average": {"ema_decay": 0.9},
     "muon, the best look kept": {"optimizer": "muon", "keeps_best": True},
+    "masters in the machine's memory": {"on_host": True},
 }
 
 
@@ -88,15 +89,17 @@ def test_a_gpu_learns_what_a_cpu_does(dtype: torch.dtype, context: RunContext, t
     assert losses_of(histories[1])[-1] < 0.9 * losses_of(histories[1])[0]
 
 
-def test_a_student_held_in_bfloat16_learns_as_from_float32_weights(context: RunContext, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_host", [False, True], ids=["beside it", "in the machine's memory"])
+def test_a_student_with_masters_learns_as_from_float32_weights(
+    on_host: bool, context: RunContext, tmp_path: Path
+) -> None:
     if not IS_CUDA:
         pytest.skip("on a CPU students are held in float32")
-    here = replace(context, dtype=torch.bfloat16)
-    histories = [
-        train([new_learner(here, held=held)], new_training(objective_of(here)), Workspace(tmp_path / str(held)), here)
-        for held in (torch.float32, torch.bfloat16)
-    ]
-    one, other = (losses_of(history["small"]) for history in histories)
+    here, histories = replace(context, dtype=torch.bfloat16), []
+    for held, way in ((torch.float32, {}), (torch.bfloat16, {"on_host": on_host})):
+        learner, folder = new_learner(here, held=held, **way), tmp_path / str(held)
+        histories.append(train([learner], new_training(objective_of(here)), Workspace(folder), here)["small"])
+    one, other = (losses_of(history) for history in histories)
     assert other == pytest.approx(one, rel=2e-2)
 
 
@@ -108,6 +111,8 @@ def test_train_gives_the_same_bits_when_stopped_and_resumed_as_when_not(
 ) -> None:
     if held == torch.bfloat16 and (not IS_CUDA or dtype != torch.bfloat16):
         pytest.skip("students are held in bfloat16 on a GPU that computes in it")
+    if held == torch.float32 and way.get("on_host"):
+        pytest.skip("a student held in float32 has no masters")
     here = replace(context, dtype=dtype)
     training = new_training(objective_of(here), patience_looks=9 if way.get("keeps_best") else None)
 
@@ -179,7 +184,7 @@ def test_train_halves_the_micro_batch_when_the_gpu_is_full_and_the_loss_is_the_s
     def run(folder: str, share: float | None) -> tuple[list[float], int]:
         """Losses, and the peak of memory beyond what weights, gradients and moments take."""
         heard.events.clear()
-        learner = new_learner(here, sizes=wide)
+        learner = new_learner(here, held=dtype, sizes=wide)
         held_bytes = torch.cuda.memory_allocated() + learner.state_bytes
         if share is not None:
             limited(held_bytes + share * beyond_bytes)
