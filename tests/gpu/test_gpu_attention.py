@@ -12,7 +12,6 @@ from foundry.engine.compiled import compile_layers
 from foundry.engine.context import RunContext
 from foundry.engine.distill.learner import Learner
 from foundry.engine.distill.objectives import Goal, match_teacher
-from foundry.engine.distill.trainer import Objective
 from tests.gpu.conftest import DEVICE, IS_CUDA, needs_gpu, new_model
 from tests.gpu.test_gpu_training import texts
 
@@ -83,27 +82,28 @@ def test_a_model_in_bfloat16_takes_the_operator(size: int) -> None:
 
 
 @pytest.mark.skipif(not IS_CUDA, reason="compiling for a CPU takes long")
-def test_compiled_layers_give_the_loss_and_gradients_of_eager_ones_and_the_same_bits_each_time(
+def test_compiled_layers_are_as_near_to_float32_as_eager_ones_and_give_the_same_bits_each_time(
     context: RunContext,
 ) -> None:
-    here, (text, _) = replace(context, dtype=DTYPE), texts()
+    text, _ = texts()
     batch = text.batch(range(4), DEVICE)
-    results = []
-    for compiles in (False, True, True):
-        teacher, student = (new_model(seed).to(DEVICE, DTYPE) for seed in (0, 1))
-        learner = Learner("small", student, DTYPE)
-        attend_within_documents(teacher, DTYPE)
-        if compiles:
-            for model in (teacher, student):
-                compile_layers(model)
-        objective: Objective = match_teacher(teacher, Goal(), here)
-        loss = learner.accumulate(batch, objective(batch, 1 / int(batch.targets_BS.sum())))
+
+    def moments(dtype: torch.dtype, *, compiles: bool) -> Tensor:
+        """What one update leaves of the gradient, from weights that bfloat16 holds."""
+        teacher, student = (new_model(seed).to(DTYPE).to(DEVICE, dtype) for seed in (0, 1))
+        attend_within_documents(teacher, dtype)
+        learner = Learner("small", student, dtype)
+        for model in (teacher, student) if compiles else ():
+            compile_layers(model)
+        objective = match_teacher(teacher, Goal(), replace(context, dtype=dtype))
+        learner.accumulate(batch, objective(batch, 1 / int(batch.targets_BS.sum())))
         learner.update(1e-3)
-        results.append((loss, {name: tensor.clone() for name, tensor in learner.state().items()}))
-    (eager, state), (compiled, its), (again, other) = results
-    assert compiled == pytest.approx(eager, rel=5e-3)
-    moments = [name for name in state if name.startswith("exp_avg.")]
-    for name in moments:
-        assert (its[name] - state[name]).norm() <= 0.05 * state[name].norm(), name
-    assert again == compiled
-    assert all(torch.equal(its[name], other[name]) for name in its)
+        return torch.cat([m.flatten() for name, m in learner.state().items() if name.startswith("exp_avg.")])
+
+    exact, eager, compiled = (
+        moments(dtype, compiles=compiles) for dtype, compiles in ((torch.float32, False), (DTYPE, False), (DTYPE, True))
+    )
+    errors = [float((found - exact).norm() / exact.norm()) for found in (eager, compiled)]
+    print(f"\nerror of the gradient in bfloat16: eager {errors[0]:.2e}, compiled {errors[1]:.2e}")
+    assert errors[1] <= 1.25 * errors[0] < 0.2
+    assert torch.equal(moments(DTYPE, compiles=True), compiled)
