@@ -23,9 +23,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks import distillers
-from benchmarks.distillers import CPU, SHAPES, Measured, Setting
+from benchmarks.distillers import CPU, Measured, Setting
+from benchmarks.random_models import SHAPES, half_the_layers, random_rows, random_teacher, wide_vocabulary
 from demo.corpus import write_jsonl
 from foundry.engine.corpus import Corpus, pack
 from foundry.engine.distill.schedule import make_schedule
@@ -38,6 +40,7 @@ _WAYS: Mapping[str, Callable[[str, Setting], Measured]] = {
     "plain loop": distillers.plain,
     "TRL GKD": distillers.trl,
     "Liger": distillers.liger,
+    "ours, compiled": lambda name, setting: distillers.ours(name, setting, compiles=True),
     "ours, Muon": lambda name, setting: distillers.ours(name, setting, optimizer="muon"),
     "ours, two students": lambda name, setting: distillers.ours(name, setting, students=2),
     "ours, saved top 64": lambda name, setting: distillers.ours(name, setting, top_k=64),
@@ -46,10 +49,12 @@ _READ_OFTEN = ("ours, saved top 64",)
 """Ways that are measured on a quarter of the text, read four times: what a small set of data asks for."""
 _WIDE = ("ours", "plain loop", "TRL GKD")
 _WIDE_STEPS = 3
-_ON_TEXT = tuple(way for way in _WAYS if way != "Liger")
-_ON_RANDOM = (*_WIDE, "Liger")
+_ON_GPU = ("Liger", "ours, compiled")
+_ON_TEXT = tuple(way for way in _WAYS if way not in _ON_GPU)
+_ON_RANDOM = (*_WIDE, *_ON_GPU)
 _MICRO_TOKENS = 8192
-"""Of random rows so many tokens at a time in the ways that do not find their number, which is what ours takes."""
+"""Of random rows so many tokens at a time in the ways that do not find their number, which is what ours takes; half of
+them where memory runs out."""
 _LAST_LINES = 12
 
 
@@ -159,27 +164,37 @@ def table(found: Sequence[Measured], title: str, device: torch.device) -> str:
 
 
 def _apart(args: argparse.Namespace, way: str, wide: bool) -> Measured | None:
-    """One way in a process of its own; None, and the end of what it said, when it fails."""
+    """One way in a process of its own; None, and the end of what it said, when it fails.
+
+    Where a GPU has too little memory it is tried again with half of the rows at a time.
+    """
     own = (
         "teacher", "data", "held_out", "random", "device", "steps", "warm_up_steps", "batch_rows", "rows_at_a_time",
         "sequence_tokens", "learning_rate", "seed",
     )  # fmt: skip
-    options = [(f"--{name.replace('_', '-')}", getattr(args, name)) for name in own]
-    given = [str(part) for name, value in options if value is not None for part in (name, value)]
-    command = [sys.executable, "-m", "benchmarks.distill", "--one", way, *given, *(["--wide"] if wide else [])]
-    started = time.monotonic()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=args.limit_s)
-        said, failed = done.stderr, done.returncode != 0
-    except subprocess.TimeoutExpired as error:
-        said, failed = f"{(error.stderr or b'').decode()}\nnot done after {args.limit_s:g} s", True
-    name, took_s = f"{way}{', wide' if wide else ''}", time.monotonic() - started
-    if failed:
-        print(f"{name}: FAILED after {took_s:.0f} s", *said.strip().splitlines()[-_LAST_LINES:], sep="\n", flush=True)
-        return None
+    rows = args.rows_at_a_time
+    while True:
+        values = {name: getattr(args, name) for name in own} | {"rows_at_a_time": rows}
+        options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items() if value is not None]
+        given = [part for option in options for part in option]
+        command = [sys.executable, "-m", "benchmarks.distill", "--one", way, *given, *(["--wide"] if wide else [])]
+        name, started = f"{way}{', wide' if wide else ''}", time.monotonic()
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=args.limit_s)
+        except subprocess.TimeoutExpired:
+            print(f"{name}: FAILED, not done after {args.limit_s:g} s", flush=True)
+            return None
+        took = f"{time.monotonic() - started:.0f} s in all"
+        if done.returncode == 0:
+            break
+        print(f"{name}: FAILED, {took}", *done.stderr.strip().splitlines()[-_LAST_LINES:], sep="\n", flush=True)
+        if "OutOfMemoryError" not in done.stderr or rows is None or rows == 1 or way.startswith("ours"):
+            return None
+        rows //= 2
+        print(f"{name}: again with {rows} rows at a time", flush=True)
     measured = Measured(**json.loads(done.stdout.strip().splitlines()[-1]))
-    print(f"{name}: {measured.tokens_per_s:,.0f} tokens a second; {took_s:.0f} s in all", flush=True)
-    return measured
+    print(f"{name}: {measured.tokens_per_s:,.0f} tokens a second; {took}", flush=True)
+    return measured if rows == args.rows_at_a_time else replace(measured, method=f"{way}, {rows} rows at a time")
 
 
 def _setting_of(args: argparse.Namespace) -> Setting:
@@ -196,7 +211,7 @@ def _setting(args: argparse.Namespace, *, often: bool) -> Setting:
     length, tokens = args.sequence_tokens, args.steps * args.batch_rows * args.sequence_tokens
     text = pack(corpus.train, tokenizer, length, max_tokens=tokens // 4 if often else tokens, seed=args.seed)
     watched = pack(held_out, tokenizer, length, max_tokens=16_384, seed=args.seed)
-    return _with_schedule(args, teacher, distillers.half_the_layers(teacher), text, watched, tokens)
+    return _with_schedule(args, teacher, half_the_layers(teacher), text, watched, tokens)
 
 
 def _wide_setting(args: argparse.Namespace) -> Setting:
@@ -208,22 +223,22 @@ def _wide_setting(args: argparse.Namespace) -> Setting:
     targets_NS[:, -1] = False
     text = Packed(ids_NS, torch.arange(256, dtype=torch.int32).expand(rows, -1).contiguous(), targets_NS, bytes=1)
     args.batch_rows = 2
-    teacher = distillers.wide_vocabulary(64, args.seed)
-    return _with_schedule(args, teacher, distillers.wide_vocabulary(48, args.seed + 1), text, text, rows * 256)
+    teacher = wide_vocabulary(64, args.seed)
+    return _with_schedule(args, teacher, wide_vocabulary(48, args.seed + 1), text, text, rows * 256)
 
 
 def _random_setting(args: argparse.Namespace) -> Setting:
     """Every step reads rows of its own; the student is compared with its teacher on as many as one step reads."""
-    teacher = distillers.random_teacher(args.random, torch.device(args.device), args.seed)
+    teacher = random_teacher(args.random, torch.device(args.device), args.seed)
     vocabulary, length, rows = teacher.config.vocab_size, args.sequence_tokens, args.steps * args.batch_rows
-    text = distillers.random_rows(vocabulary, rows, length, args.seed)
-    watched = distillers.random_rows(vocabulary, args.batch_rows, length, args.seed + 1)
-    setting = _with_schedule(args, teacher, distillers.half_the_layers(teacher), text, watched, rows * length)
+    text = random_rows(vocabulary, rows, length, args.seed)
+    watched = random_rows(vocabulary, args.batch_rows, length, args.seed + 1)
+    setting = _with_schedule(args, teacher, half_the_layers(teacher), text, watched, rows * length)
     return replace(setting, measures_kl=True)
 
 
 def _with_schedule(
-    args: argparse.Namespace, teacher: distillers.PreTrainedModel, student: distillers.PreTrainedModel, text: Packed,
+    args: argparse.Namespace, teacher: PreTrainedModel, student: PreTrainedModel, text: Packed,
     held_out: Packed, tokens: int,
 ) -> Setting:  # fmt: skip
     schedule = make_schedule(

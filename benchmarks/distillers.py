@@ -11,10 +11,9 @@ B: rows, S: tokens of a row, V: vocabulary.
 """
 
 import copy
-import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -25,9 +24,10 @@ import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from foundry.engine.attention import attend_within_documents
+from foundry.engine.compiled import compile_layers
 from foundry.engine.context import RunContext, choose_dtype
 from foundry.engine.distill.learner import Learner
 from foundry.engine.distill.memory import peak_bytes
@@ -137,7 +137,8 @@ def measured(method: str, setting: Setting, clock: Clock, models: Sequence[PreTr
     """Turn a finished run into figures; held-out loss is the first model's."""
     tokens, steps, peak = setting.schedule.batch_tokens, setting.schedule.steps, peak_bytes(setting.device)
     teacher = setting.teacher if setting.measures_kl else None
-    found = compare(models[0].eval(), teacher, setting.held_out, new_context(lambda _: None, setting))
+    with torch.compiler.set_stance("force_eager"):  # compiled layers would be compiled anew for rows of this number
+        found = compare(models[0].eval(), teacher, setting.held_out, new_context(lambda _: None, setting))
     return Measured(
         method=method, tokens_per_s=tokens / (clock.step_s + clock.before_s / steps), peak_bytes=peak,
         loaded_bytes=clock.loaded_bytes, held_out_loss=found.held_out_loss, kl_to_teacher=found.kl_to_teacher,
@@ -150,15 +151,20 @@ def new_context(emit: Callable[[RunEvent], None], setting: Setting) -> RunContex
     return RunContext(emit=emit, device=setting.device, dtype=setting.dtype, seed=0)
 
 
-def ours(method: str, setting: Setting, *, students: int = 1, top_k: int | None = None, **options: Any) -> Measured:
+def ours(
+    method: str, setting: Setting, *, students: int = 1, top_k: int | None = None, compiles: bool = False,
+    **options: Any,
+) -> Measured:  # fmt: skip
     """The loop that a job runs. A saved signal's one pass over the text counts as part of the time."""
-    setting.student.to(setting.dtype)  # the learner keeps float32 master weights behind it
+    setting.student.to(setting.dtype)  # float32 masters stand behind it
     clock = clock_of(setting)
     context = new_context(lambda event: clock.tick() if event.type is EventType.PROGRESS else None, setting)
     attend_within_documents(setting.teacher, setting.dtype)
     fuse_norms(setting.teacher)
     copies = [copy.deepcopy(setting.student) for _ in range(students - 1)]
     learners = [Learner(str(n), model, setting.dtype, **options) for n, model in enumerate([setting.student, *copies])]
+    for model in (setting.teacher, *(learner.model for learner in learners)) if compiles else ():
+        compile_layers(model)
     steps = setting.schedule.steps
     with tempfile.TemporaryDirectory() as folder:
         if top_k is None:
@@ -305,59 +311,3 @@ def _tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"<pad>": 0}, "<pad>")), pad_token="<pad>")
-
-
-def half_the_layers(teacher: PreTrainedModel) -> PreTrainedModel:
-    """A student that needs no pruner: every second layer of the teacher."""
-    student = copy.deepcopy(teacher).float()
-    student.model.layers = student.model.layers[::2]
-    for place, layer in enumerate(student.model.layers):
-        layer.self_attn.layer_idx = place
-    student.config.num_hidden_layers = len(student.model.layers)
-    return student
-
-
-def wide_vocabulary(hidden: int, seed: int, vocabulary: int = 131_072) -> PreTrainedModel:
-    """Two small random layers under a large head: nearly all of the work and memory is the loss."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=512,
-        tie_word_embeddings=True, initializer_range=0.1,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
-
-
-SHAPES: Mapping[str, Mapping[str, Any]] = {
-    "llama-1b": {
-        "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
-    },
-    "tiny": {
-        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True,
-    },
-}  # fmt: skip
-"""Teachers that need no file, by name: the shape of Llama 3.2 1B, and one for a try on a CPU."""
-
-
-def random_teacher(shape: str, device: torch.device, seed: int) -> PreTrainedModel:
-    """A Llama of a shape in `SHAPES`, its random weights made on the device, rounded to bfloat16 on a GPU."""
-    torch.manual_seed(seed)
-    with device:
-        model = LlamaForCausalLM(LlamaConfig(max_position_embeddings=4096, **SHAPES[shape])).eval()
-    return model.bfloat16() if device.type == "cuda" else model
-
-
-def random_rows(vocabulary: int, rows: int, length: int, seed: int) -> Packed:
-    """Rows of random tokens, each of two to four documents, whose last tokens predict nothing."""
-    generator, choose = torch.Generator().manual_seed(seed), random.Random(seed)
-    ids_NS = torch.randint(0, vocabulary, (rows, length), generator=generator, dtype=torch.int32)
-    positions_NS = torch.zeros_like(ids_NS)
-    targets_NS = torch.ones_like(ids_NS, dtype=torch.bool)
-    for row in range(rows):
-        starts = [0, *sorted(choose.sample(range(2, length - 1), choose.randint(1, 3))), length]
-        for start, end in pairwise(starts):
-            positions_NS[row, start:end] = torch.arange(end - start, dtype=torch.int32)
-            targets_NS[row, end - 1] = False
-    return Packed(ids_NS, positions_NS, targets_NS, bytes=1)
