@@ -83,7 +83,7 @@ def test_a_gpu_learns_what_a_cpu_does(dtype: torch.dtype, context: RunContext, t
         training = new_training(objective_of(here))
         histories.append(train([new_learner(here)], training, Workspace(tmp_path / device.type), here)["small"])
     # bfloat16 rounds what goes into every product to 8 bits; losses are means over hundreds of tokens.
-    error = 1e-4 if dtype == torch.float32 else 2e-2
+    error = 1e-4 if dtype == torch.float32 else 3e-2
     for key in ("loss", "held_out_loss"):
         assert losses_of(histories[1], key) == pytest.approx(losses_of(histories[0], key), rel=error)
     assert losses_of(histories[1])[-1] < 0.9 * losses_of(histories[1])[0]
@@ -227,7 +227,7 @@ def test_compare_finds_on_a_gpu_what_it_does_on_a_cpu(dtype: torch.dtype, contex
     error = 1e-5 if dtype == torch.float32 else 2e-2
     assert found[1].held_out_loss == pytest.approx(found[0].held_out_loss, rel=error)
     assert found[1].kl_to_teacher == pytest.approx(found[0].kl_to_teacher, rel=error)
-    assert found[1].top1_agreement_ratio == pytest.approx(found[0].top1_agreement_ratio, abs=error)
+    assert found[1].top1_agreement_ratio == pytest.approx(found[0].top1_agreement_ratio, abs=max(error, 3e-2))
     assert found[1].tokens == found[0].tokens
 
 
