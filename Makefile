@@ -1,5 +1,6 @@
 # setup: the environment · demo: the main job, start to finish · test: everything CI runs · check: style and types
 # test-browser: the console in a headless Chromium (on Debian: apt-get install chromium npm); pictures in build/screenshots
+# test-gpu: what only a GPU shows; without one all of it is skipped
 # test-chaos: parts of an installation killed at random moments (hours; ARGS make it shorter)
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test test-chaos test-browser check clean
+.PHONY: setup demo test test-chaos test-browser test-gpu check clean
 .PHONY: bench bench-prune bench-streaming bench-distill bench-tokens bench-quantise bench-api
 .DELETE_ON_ERROR:
 
@@ -41,6 +42,10 @@ $(VENV)/.browser: $(STAMP)
 	@npm install --silent --no-audit --no-fund --prefix build/browser axe-core@4.14.1 || \
 		echo "There is no npm, so accessibility is not checked. On Debian and Ubuntu: apt-get install npm"
 	@touch $@
+
+# Without the conftest.py of all tests, whose databases and servers a machine for computing may lack.
+test-gpu: setup
+	@$(BIN)/python -m pytest --confcutdir=tests/gpu tests/gpu $(ARGS)
 
 test-chaos: setup
 	@$(BIN)/python -m tests.chaos $(ARGS)

@@ -3,6 +3,7 @@
 B: rows, S: tokens of a row, A: query heads, K: key heads, D: size of a head.
 """
 
+import inspect
 from functools import cache
 from typing import Any
 
@@ -30,12 +31,21 @@ def attend_within_documents(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 def _is_possible(model: PreTrainedModel, dtype: torch.dtype) -> bool:
     config, device = model.config, next(model.parameters()).device
-    if any(getattr(config, name, None) for name in ("attention_dropout", "attn_pdrop")):
+    drops = any(getattr(config, name, None) for name in ("attention_dropout", "attn_pdrop"))
+    if drops or not hands_positions_on(model):
         return False
     if device.type == "cpu":
         return True
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return device.type == "cuda" and dtype in _HALF and size <= _LARGEST_HEAD and size % 8 == 0 and _has_flash(device)
+
+
+def hands_positions_on(model: PreTrainedModel) -> bool:
+    """Whether attention that takes positions by name gives them to its kernel: Ministral 3's in transformers 5.17 does
+    not."""
+    forwards = {type(module).forward for module in model.modules() if type(module).__name__.endswith("Attention")}
+    taking = [forward for forward in forwards if "position_ids" in inspect.signature(forward).parameters]
+    return all("position_ids=position_ids" in inspect.getsource(forward) for forward in taking)
 
 
 @cache

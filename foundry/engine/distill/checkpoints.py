@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from foundry.engine.context import RunContext
 from foundry.engine.distill.learner import Learner
-from foundry.engine.distill.parallel import ALONE, Ranks
+from foundry.engine.distill.parallel import ALONE, Ranks, own
 from foundry.engine.tensors import write_tensors
 from foundry.engine.workspace import Workspace, read_json, write_json
 from foundry.spec.lifecycle import EventType, StageName
@@ -44,7 +44,8 @@ def save(
             _write_shards(learners, ranks.first_path(folder))
         else:
             for learner in learners:
-                write_tensors(learner.state(), folder / f"{learner.name}.safetensors")
+                parts = {name: own(tensor) for name, tensor in learner.state().items()}
+                write_tensors(parts, folder / f"{learner.name}.safetensors")
         said = {"digest": digest, "step": step, "progress": progress, "processes": ranks.size}
         write_json(folder / "state.json", said)
 

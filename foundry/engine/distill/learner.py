@@ -111,7 +111,7 @@ class Learner:
 
     def _head_gradient(self) -> Tensor | None:
         """The gradient so far of an output matrix that this process has whole."""
-        if self._head_name is None or self._ranks.size > 1:
+        if self._head_name is None or self._ranks.mesh is not None:
             return None
         return self._masters.gradients.get(self._head_name) if self._masters else self._head.weight_VH.grad
 

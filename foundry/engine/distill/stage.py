@@ -99,7 +99,7 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
     histories = train(learners, training, workspace, context, ranks)
     for learner in learners:
         folder, source = workspace.stage("distill", learner.name), students[learner.name]
-        model = _gathered(learner.model, source, ranks) if ranks.size > 1 else learner.model
+        model = _gathered(learner.model, source, ranks) if ranks.mesh is not None else learner.model
         if ranks.is_first:
             save_model(model, like=source, folder=folder / "model")
             write_json(folder / "history.json", histories[learner.name])
@@ -206,7 +206,7 @@ def _learner(
 
 def _held(context: RunContext, ranks: Ranks) -> torch.dtype:
     """What students are held in: the type of products on an accelerator, with float32 masters behind them."""
-    return context.dtype if context.device.type == "cuda" and ranks.size == 1 else torch.float32
+    return context.dtype if context.device.type == "cuda" and ranks.mesh is None else torch.float32
 
 
 def _learns_on_host(config: Distill, plans: Sequence[PrunePlan], context: RunContext, ranks: Ranks) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foundry.engine.attend import attend
-from foundry.engine.attention import attend_within_documents
+from foundry.engine.attention import attend_within_documents, hands_positions_on
 from foundry.engine.documents import document_lengths, documents_of
 from tests.families import FAMILY_NAMES, genuine
 
@@ -44,7 +44,9 @@ def test_attention_within_documents_equals_masked_attention(family: str) -> None
     model = _model(family)
     before, masked = model.config._attn_implementation, _logits_and_gradients(model)
     attend_within_documents(model, torch.float32)
-    possible = before == "sdpa" and not getattr(model.config, "attention_dropout", None)
+    # In some versions of transformers Ministral 3 keeps the positions to itself.
+    possible = before == "sdpa" and (family != "ministral3" or hands_positions_on(model))
+    possible = possible and not getattr(model.config, "attention_dropout", None)
     assert (model.config._attn_implementation == "within_documents") == possible
     _assert_close(_logits_and_gradients(model), masked)
 
