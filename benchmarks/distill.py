@@ -49,9 +49,8 @@ _READ_OFTEN = ("ours, saved top 64",)
 """Ways that are measured on a quarter of the text, read four times: what a small set of data asks for."""
 _WIDE = ("ours", "plain loop", "TRL GKD")
 _WIDE_STEPS = 3
-_ON_GPU = ("Liger", "ours, compiled")
-_ON_TEXT = tuple(way for way in _WAYS if way not in _ON_GPU)
-_ON_RANDOM = (*_WIDE, *_ON_GPU)
+_ON_TEXT = tuple(way for way in _WAYS if way != "Liger")
+_ON_RANDOM = (*_WIDE, "Liger", "ours, compiled")
 _MICRO_TOKENS = 8192
 """Of random rows so many tokens at a time in the ways that do not find their number, which is what ours takes; half of
 them where memory runs out."""
@@ -66,6 +65,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, help="measure on this file instead of the held-out part of --data")
     parser.add_argument("--random", choices=SHAPES, help="a teacher of this shape and tokens at random, no files")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs --random")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of products: float32; on a GPU bfloat16")
     parser.add_argument("--steps", type=int, help="24; of random rows 12")
     parser.add_argument("--warm-up-steps", type=int, help="the first steps, which are not timed: 1; of random rows 4")
     parser.add_argument("--batch-rows", type=int, default=8)
@@ -101,6 +101,7 @@ def _filled(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpar
             "steps": 12, "warm_up_steps": 4, "sequence_tokens": 2048, "learning_rate": 1e-4, "ways": _ON_RANDOM,
         }  # fmt: skip
         args.skip_wide, args.name = True, args.random
+    defaults["dtype"] = "bfloat16" if args.device == "cuda" else "float32"
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -136,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     device = torch.device(args.device)
     packages = ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers", "trl", "liger-kernel"))
     print(f"\n{hardware_name(device)}; Python {sys.version.split()[0]}, {packages}; seed {args.seed}\n")
-    title = f"{args.name}, {args.steps} steps of {args.batch_rows} x {args.sequence_tokens} tokens"
+    title = f"{args.name}, {args.dtype}, {args.steps} steps of {args.batch_rows} x {args.sequence_tokens} tokens"
     print(table(found[False], title, device))
     if found[True]:
         print("\n" + table(found[True], f"vocabulary 131,072, {_WIDE_STEPS} steps", device))
@@ -169,8 +170,8 @@ def _apart(args: argparse.Namespace, way: str, wide: bool) -> Measured | None:
     Where a GPU has too little memory it is tried again with half of the rows at a time.
     """
     own = (
-        "teacher", "data", "held_out", "random", "device", "steps", "warm_up_steps", "batch_rows", "rows_at_a_time",
-        "sequence_tokens", "learning_rate", "seed",
+        "teacher", "data", "held_out", "random", "device", "dtype", "steps", "warm_up_steps", "batch_rows",
+        "rows_at_a_time", "sequence_tokens", "learning_rate", "seed",
     )  # fmt: skip
     rows = args.rows_at_a_time
     while True:
@@ -245,9 +246,10 @@ def _with_schedule(
         text, tokens=tokens, batch_tokens=args.batch_rows * text.sequence_tokens, peak_rate=args.learning_rate,
         warmup_ratio=0.1, seed=args.seed,
     )  # fmt: skip
+    dtype = getattr(torch, args.dtype)
     return Setting(
-        teacher=teacher, student=student, text=text, held_out=held_out, schedule=schedule,
-        rows_at_a_time=args.rows_at_a_time, warm_up_steps=args.warm_up_steps,
+        teacher=teacher.to(dtype), student=student, text=text, held_out=held_out, schedule=schedule,
+        rows_at_a_time=args.rows_at_a_time, warm_up_steps=args.warm_up_steps, dtype=dtype,
     )  # fmt: skip
 
 

@@ -4,8 +4,8 @@ Every way takes the same steps: AdamW (0.9, 0.95) with decay 0.1 on matrices, wa
 1, forward KL over the same counted tokens. On a CPU a step is timed in seconds of this process's CPU time, and the
 fastest quarter of the steps counts, for other work on the machine slows a core down even so; the first step is left
 out. On a GPU it is the wall time between two moments at which nothing is left to do, and the median counts, the steps
-that warm up left out. There products run in bfloat16: ours as a job does it, the others from float32 weights under
-autocast, with the teacher in bfloat16.
+that warm up left out. Products run in bfloat16 there, and on a CPU when asked to: ours as a job does it, the others
+from float32 weights under autocast, with the teacher in bfloat16.
 
 B: rows, S: tokens of a row, V: vocabulary.
 """
@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from foundry.engine.attention import attend_within_documents
 from foundry.engine.compiled import compile_layers
-from foundry.engine.context import RunContext, choose_dtype
+from foundry.engine.context import RunContext
 from foundry.engine.distill.learner import Learner
 from foundry.engine.distill.memory import peak_bytes
 from foundry.engine.distill.objectives import Goal, match_saved, match_teacher
@@ -58,17 +58,14 @@ class Setting:
     """Of the ways that do not find it for themselves; None: all rows of a step."""
     warm_up_steps: int = 1
     """The first steps, which are not timed."""
+    dtype: torch.dtype = torch.float32
+    """Of matrix products."""
     measures_kl: bool = False
     """Whether the student is also compared with its teacher: random tokens teach nothing else."""
 
     @property
     def device(self) -> torch.device:
         return self.teacher.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of matrix products: float32 on a CPU."""
-        return choose_dtype(self.device) if self.device.type == "cuda" else torch.float32
 
 
 @dataclass(kw_only=True)
@@ -156,7 +153,8 @@ def ours(
     **options: Any,
 ) -> Measured:  # fmt: skip
     """The loop that a job runs. A saved signal's one pass over the text counts as part of the time."""
-    setting.student.to(setting.dtype)  # float32 masters stand behind it
+    if setting.device.type == "cuda":
+        setting.student.to(setting.dtype)  # float32 masters stand behind it
     clock = clock_of(setting)
     context = new_context(lambda event: clock.tick() if event.type is EventType.PROGRESS else None, setting)
     attend_within_documents(setting.teacher, setting.dtype)
