@@ -153,8 +153,7 @@ def ours(
     **options: Any,
 ) -> Measured:  # fmt: skip
     """The loop that a job runs. A saved signal's one pass over the text counts as part of the time."""
-    if setting.device.type == "cuda":
-        setting.student.to(setting.dtype)  # float32 masters stand behind it
+    setting.student.to(setting.dtype)  # float32 masters stand behind it
     clock = clock_of(setting)
     context = new_context(lambda event: clock.tick() if event.type is EventType.PROGRESS else None, setting)
     attend_within_documents(setting.teacher, setting.dtype)

@@ -78,7 +78,7 @@ class _Document(NamedTuple):
         return tensor_TAD[self.tokens].transpose(0, 1)[None]
 
 
-def _documents(positions_BS: Tensor, window: int, dtype: torch.dtype) -> Iterator[_Document]:
+def _documents(positions_BS: Tensor, window: int) -> Iterator[_Document]:
     start = 0
     for length in documents_of(positions_BS).lengths:
         mask = None
@@ -86,7 +86,7 @@ def _documents(positions_BS: Tensor, window: int, dtype: torch.dtype) -> Iterato
             place = torch.arange(length)
             distance = place[:, None] - place
             seen = (distance >= 0) & (distance < window)
-            mask = torch.zeros(length, length, dtype=dtype).masked_fill_(~seen, -torch.inf)
+            mask = torch.zeros(length, length).masked_fill_(~seen, -torch.inf)
         yield _Document(slice(start, start + length), mask is None, mask)
         start += length
 
@@ -96,12 +96,11 @@ def _on_cpu(
     q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_BS: Tensor, scale: float, window: int
 ) -> tuple[Tensor, Tensor]:
     out_TAD, log_sum_AT = torch.empty_like(q_TAD), q_TAD.new_empty(q_TAD.shape[1::-1], dtype=torch.float32)
-    k_TAD, v_TAD = (_for_each_query(tensor, q_TAD) for tensor in (k_TKD, v_TKD))
-    for document in _documents(positions_BS, window, q_TAD.dtype):
+    inputs = _in_float32(q_TAD, k_TKD, v_TKD)
+    for document in _documents(positions_BS, window):
         found, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *(document.of(tensor) for tensor in (q_TAD, k_TAD, v_TAD)), 0.0, document.is_causal,
-            attn_mask=document.mask, scale=scale,
-        )  # fmt: skip
+            *(document.of(tensor) for tensor in inputs), 0.0, document.is_causal, attn_mask=document.mask, scale=scale
+        )
         out_TAD[document.tokens] = found[0].transpose(0, 1)
         log_sum_AT[:, document.tokens] = log_sum[0]
     return out_TAD, log_sum_AT
@@ -112,29 +111,31 @@ def _backward_on_cpu(
     gradient_TAD: Tensor, q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TAD: Tensor, log_sum_AT: Tensor,
     positions_BS: Tensor, scale: float, window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    k_TAD, v_TAD = (_for_each_query(tensor, q_TAD) for tensor in (k_TKD, v_TKD))
-    gradients = torch.empty_like(q_TAD), torch.empty_like(k_TAD), torch.empty_like(v_TAD)
-    for document in _documents(positions_BS, window, q_TAD.dtype):
+    inputs = gradient_TAD.float(), *_in_float32(q_TAD, k_TKD, v_TKD), out_TAD.float()
+    of_q, of_k, of_v = (torch.empty_like(inputs[0]) for _ in range(3))
+    for document in _documents(positions_BS, window):
         found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *(document.of(tensor) for tensor in (gradient_TAD, q_TAD, k_TAD, v_TAD, out_TAD)),
-            log_sum_AT[None, :, document.tokens], 0.0, document.is_causal, attn_mask=document.mask, scale=scale,
+            *(document.of(tensor) for tensor in inputs), log_sum_AT[None, :, document.tokens], 0.0, document.is_causal,
+            attn_mask=document.mask, scale=scale,
         )  # fmt: skip
-        for gradient, one in zip(gradients, found, strict=True):
+        for gradient, one in zip((of_q, of_k, of_v), found, strict=True):
             gradient[document.tokens] = one[0].transpose(0, 1)
-    of_q, of_k, of_v = gradients
-    return of_q, _summed(of_k, k_TKD), _summed(of_v, v_TKD)
+    return of_q.to(q_TAD.dtype), _summed(of_k, k_TKD), _summed(of_v, v_TKD)
 
 
-def _for_each_query(tensor_TKD: Tensor, q_TAD: Tensor) -> Tensor:
-    return tensor_TKD.repeat_interleave(q_TAD.shape[1] // tensor_TKD.shape[1], dim=1)
+def _in_float32(q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """With the keys that each query head sees. In bfloat16 the kernel's backward pass is several times slower."""
+    shared = q_TAD.shape[1] // k_TKD.shape[1]
+    k_TAD, v_TAD = (
+        tensor.float().repeat_interleave(shared, dim=1) if shared > 1 else tensor.float() for tensor in (k_TKD, v_TKD)
+    )
+    return q_TAD.float(), k_TAD, v_TAD
 
 
 def _summed(gradient_TAD: Tensor, like_TKD: Tensor) -> Tensor:
     """Over the query heads that share a key head."""
-    if gradient_TAD.shape == like_TKD.shape:
-        return gradient_TAD
     tokens, heads, size = like_TKD.shape
-    return gradient_TAD.view(tokens, heads, -1, size).sum(dim=2)
+    return gradient_TAD.view(tokens, heads, -1, size).sum(dim=2).to(like_TKD.dtype)
 
 
 @attend.register_fake

@@ -67,11 +67,10 @@ def correct(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
 
 
 def _trainable(source: Path, config: Correct, seed: int, context: RunContext) -> PreTrainedModel | PeftModel:
+    model = load_model(source, dtype=context.dtype, device=context.device)
     if config.method == "full":
-        held = context.dtype if context.device.type == "cuda" else torch.float32
-        return load_model(source, dtype=held, device=context.device)
-    base = load_model(source, dtype=context.dtype, device=context.device)
-    return attach(base, rank=config.rank, alpha=2 * config.rank, dropout=0.0, seed=seed)
+        return model
+    return attach(model, rank=config.rank, alpha=2 * config.rank, dropout=0.0, seed=seed)
 
 
 def _learns_on_host(model: PreTrainedModel | PeftModel, context: RunContext) -> bool:

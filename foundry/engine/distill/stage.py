@@ -205,12 +205,12 @@ def _learner(
 
 
 def _held(context: RunContext, ranks: Ranks) -> torch.dtype:
-    """What students are held in: the type of products on an accelerator, with float32 masters behind them."""
-    return context.dtype if context.device.type == "cuda" and ranks.mesh is None else torch.float32
+    """What students are held in: the type of products, with float32 masters behind them; shards are float32."""
+    return context.dtype if ranks.mesh is None else torch.float32
 
 
 def _learns_on_host(config: Distill, plans: Sequence[PrunePlan], context: RunContext, ranks: Ranks) -> bool:
-    if _held(context, ranks) == torch.float32:
+    if context.device.type != "cuda" or _held(context, ranks) == torch.float32:
         return False
     parameters = sum(families()[plan.family].parameter_count(plan.shape) for plan in plans)
     copies = (config.ema_decay is not None) + (config.patience_looks is not None)
