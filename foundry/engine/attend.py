@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from foundry.engine.documents import documents_of
+from foundry.engine.products import exact_products
 
 _ACCELERATORS = "cuda"
 
@@ -98,9 +99,11 @@ def _on_cpu(
     out_TAD, log_sum_AT = torch.empty_like(q_TAD), q_TAD.new_empty(q_TAD.shape[1::-1], dtype=torch.float32)
     inputs = _in_float32(q_TAD, k_TKD, v_TKD)
     for document in _documents(positions_BS, window):
-        found, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *(document.of(tensor) for tensor in inputs), 0.0, document.is_causal, attn_mask=document.mask, scale=scale
-        )
+        with exact_products():
+            found, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                *(document.of(tensor) for tensor in inputs), 0.0, document.is_causal, attn_mask=document.mask,
+                scale=scale,
+            )  # fmt: skip
         out_TAD[document.tokens] = found[0].transpose(0, 1)
         log_sum_AT[:, document.tokens] = log_sum[0]
     return out_TAD, log_sum_AT
@@ -114,10 +117,11 @@ def _backward_on_cpu(
     inputs = gradient_TAD.float(), *_in_float32(q_TAD, k_TKD, v_TKD), out_TAD.float()
     of_q, of_k, of_v = (torch.empty_like(inputs[0]) for _ in range(3))
     for document in _documents(positions_BS, window):
-        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *(document.of(tensor) for tensor in inputs), log_sum_AT[None, :, document.tokens], 0.0, document.is_causal,
-            attn_mask=document.mask, scale=scale,
-        )  # fmt: skip
+        with exact_products():
+            found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *(document.of(tensor) for tensor in inputs), log_sum_AT[None, :, document.tokens], 0.0,
+                document.is_causal, attn_mask=document.mask, scale=scale,
+            )  # fmt: skip
         for gradient, one in zip((of_q, of_k, of_v), found, strict=True):
             gradient[document.tokens] = one[0].transpose(0, 1)
     return of_q.to(q_TAD.dtype), _summed(of_k, k_TKD), _summed(of_v, v_TKD)

@@ -5,7 +5,7 @@ and AMX add up in float32 anyway; these functions keep that sum instead of round
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -15,10 +15,20 @@ from torch import Tensor, nn
 @contextmanager
 def inner_dtype(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """Within this, `product` on a CPU may round its inputs to bfloat16 (oneDNN does so block by block)."""
+    with _fp32_precision("bf16") if device.type == "cpu" and dtype == torch.bfloat16 else nullcontext():
+        yield
+
+
+def exact_products() -> AbstractContextManager[None]:
+    """Within this, float32 products on a CPU round nothing: small ones are faster so."""
+    return _fp32_precision("ieee")
+
+
+@contextmanager
+def _fp32_precision(name: str) -> Iterator[None]:
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
-    if device.type == "cpu" and dtype == torch.bfloat16:
-        matmul.fp32_precision = "bf16"
+    matmul.fp32_precision = name
     try:
         yield
     finally:
