@@ -79,7 +79,7 @@ def train(
     return {learner.name: loop.settle(learner) for learner in learners}
 
 
-def summary(history: History) -> dict[str, object]:
+def summary(history: History) -> dict[str, Any]:
     """What an event and the model card say of a run: steps, tokens, and held-out loss before and after."""
     held_out = {row["step"]: row["held_out_loss"] for row in history["rows"] if "held_out_loss" in row}
     kept = {key: history[key] for key in ("steps", "tokens", "batch_tokens", "sequence_tokens", "epochs", "ended_by")}

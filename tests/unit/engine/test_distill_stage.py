@@ -41,6 +41,22 @@ def test_distill_writes_a_plain_model_and_its_history_for_every_target(
     assert not (workspace.stage("distill") / "checkpoints").exists()
 
 
+def test_a_student_that_distillation_made_worse_is_shipped_as_it_was_cut(
+    make_workspace: MakeWorkspace, context: RunContext, heard: Heard
+) -> None:
+    spec, workspace = make_workspace(distill=SHORT | {"tokens": 1024, "learning_rate": 1.0})
+    distill(spec, workspace, context)
+    warnings = [event for event in heard.of(EventType.WARNING) if event.data.get("kept") is False]
+    assert [event.data["target"] for event in warnings] == list(FFN)
+    assert "lower distill.learning_rate (it peaks at 1)" in warnings[0].message
+    for target in FFN:
+        folder = workspace.stage("distill", target)
+        cut, shipped = weights(workspace.stage("prune", target) / "model"), weights(folder / "model")
+        assert all(torch.equal(shipped[name], tensor.bfloat16()) for name, tensor in cut.items())
+        said, history = workspace.result("distill")["targets"][target], read_json(folder / "history.json")
+        assert said["held_out_loss_after"] == said["held_out_loss_before"] < history["rows"][-1]["held_out_loss"]
+
+
 def test_distill_gives_the_same_files_when_stopped_and_started_again(
     make_workspace: MakeWorkspace, context: RunContext, heard: Heard
 ) -> None:
