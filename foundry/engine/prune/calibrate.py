@@ -52,10 +52,10 @@ class Calibration:
 
     def statistics(self) -> Statistics:
         """Of a pass that is complete."""
-        shape = self.teacher.shape
+        shape, device = self.teacher.shape, self.teacher.device
         return Statistics(
-            layers=[LayerStatistics(self._file(layer), shape.experts) for layer in range(shape.layers)],
-            final_norm=Stream(Stored(self._file(shape.layers)), "streams.final_norm"),
+            layers=[LayerStatistics(self._file(layer), shape.experts, device) for layer in range(shape.layers)],
+            final_norm=Stream(Stored(self._file(shape.layers), device), "streams.final_norm"),
             tokens=self.texts.tokens,
             centred=self.teacher.family.norm == "layer",
         )
@@ -148,9 +148,8 @@ class _ChannelSums:
         self._gram_CC = SymmetricSum(channels, device)
 
     def add(self, x_BSC: Tensor) -> None:
-        x = x_BSC.float()
-        self._squares_C += x.abs().mean(dim=1).double().square().sum(dim=0)
-        self._gram_CC.add(x.flatten(0, 1))
+        self._squares_C += x_BSC.float().abs().mean(dim=1).double().square().sum(dim=0)
+        self._gram_CC.add(x_BSC.flatten(0, 1))
 
     def add_routed(self, x_TC: Tensor, weights_T: Tensor) -> None:
         """The tokens that a router sent to an expert; each counts as the router weighs it."""
@@ -173,9 +172,9 @@ class _StreamSums:
     def add(self, x_BSH: Tensor, read_BSH: Tensor) -> None:
         """`x` is the stream, `read` what a norm makes of it. A layer norm sees `x` without its mean."""
         self._squares_H += read_BSH.float().abs().mean(dim=1).double().square().sum(dim=0)
-        flat = x_BSH.float().flatten(0, 1)
+        flat = x_BSH.flatten(0, 1)
         if self._centred:
-            flat = flat - flat.mean(dim=1, keepdim=True)
+            flat = flat.float() - flat.float().mean(dim=1, keepdim=True)
         self._covariance_HH.add(flat)
 
     def tensors(self, name: str) -> dict[str, Tensor]:

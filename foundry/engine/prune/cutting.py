@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from foundry.engine.allocator import return_freed_memory
 from foundry.engine.context import RunContext
 from foundry.engine.prune.calibrate import Calibration
 from foundry.engine.prune.choose import choose_shape
@@ -36,6 +37,7 @@ class Cutting:
         self, checkpoint: Checkpoint, texts: Texts, options: Prune, scratch: Path, context: RunContext
     ) -> None:
         """Calibrates. Raises `DamagedCheckpoint` for weights that give no numbers, `Stopped` when asked to stop."""
+        return_freed_memory()
         self.checkpoint, self.texts, self._options = checkpoint, texts, options
         self._scratch, self.context = scratch, context
         made = _how_made(checkpoint, texts, options, context)
@@ -129,7 +131,10 @@ class Cutting:
         return make_plan(family, teacher, shape, self.statistics, repairs, "candidate", layers)
 
     def slicer(self, plan: PrunePlan) -> Slicer:
-        return Slicer(checkpoint=self.checkpoint, plan=plan, statistics=self.statistics, device=self.context.device)
+        return Slicer(
+            checkpoint=self.checkpoint, plan=plan, statistics=self.statistics, device=self.context.device,
+            dtype_of_products=self.context.dtype,
+        )  # fmt: skip
 
     def grow(self, plan: PrunePlan, folder: Path) -> tuple[Errors, float]:
         """Write the student's weights into `folder`; return its layers' errors and its KL on the choice.

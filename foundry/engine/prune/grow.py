@@ -14,19 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from foundry.engine.context import RunContext
-from foundry.engine.distill.divergences import forward_kl
-from foundry.engine.distill.losses import Head, Whole, match
-from foundry.engine.evaluate.compare import Outputs, figures_of
-from foundry.engine.products import inner_dtype, operand
+from foundry.engine.products import inner_dtype
 from foundry.engine.prune.calibrate import Calibration
+from foundry.engine.prune.heads import HeadRows, divergence
 from foundry.engine.prune.layers import StreamedModel
 from foundry.engine.prune.local import learn, relative_error
 from foundry.engine.prune.slicer import Slicer
 from foundry.engine.prune.streams import StreamFile, new_stream
 from foundry.engine.prune.texts import Texts
-from foundry.engine.tensors import CheckpointWriter
+from foundry.engine.tensors import CheckpointWriter, Reader
 from foundry.engine.workspace import read_json, write_json
 from foundry.spec.lifecycle import Progress
+
+_HEAD_BYTES = 2**24
+"""Of a head that stays on disk, how much is read at a time."""
 
 Errors = list[tuple[float, float]]
 """Of each layer before and after its repair: relative and squared, of the last one its KL in nats per token."""
@@ -84,20 +85,15 @@ class Growth:
         choice, total = self._calibration.choice(), 0.0
         stream = self._stream(self._plan.shape.layers)
         dtype, device = self._context.dtype, self._context.device
-        with self._student.end() as mine, self._calibration.teacher.end() as theirs, inner_dtype(dtype, device):
-            heads = operand(mine.head_VH, dtype), operand(theirs.head_VH, dtype)
+        with self._student.end(head=False) as mine, inner_dtype(dtype, device):
+            heads = self._heads(mine.softcap)
             start = self._texts.choice.start
             for number in range(self._learned, len(self._batches)):
                 rows = self._batches[number]
-                targets_BS, labels_T = self._texts.labels(rows, device)
-                read_BSD = mine.hidden(stream[self._place(number)].to(device))
-                read_BSH = choice[rows.start - start : rows.stop - start].to(device)
-                figures = figures_of(
-                    labels_T,
-                    Outputs(operand(read_BSD[targets_BS], dtype), heads[0], mine.softcap),
-                    Outputs(operand(read_BSH[targets_BS], dtype), heads[1], theirs.softcap),
-                )
-                total += float(figures[:, 1].sum())
+                targets_BS, _ = self._texts.labels(rows, device)
+                read_TD = mine.hidden(stream[self._place(number)].to(device))[targets_BS]
+                goal_TH = choice[rows.start - start : rows.stop - start].to(device)[targets_BS]
+                total += float(divergence(read_TD, heads[0], goal_TH, heads[1], dtype)[0])
         return total / self._texts.counted(self._texts.choice)
 
     def _begin(self) -> None:
@@ -175,8 +171,9 @@ class Growth:
         What is read there is a distribution, and only that: the last layer need not put out the teacher's stream.
         """
         dtype, device = self._context.dtype, self._context.device
-        with self._student.end() as mine, self._calibration.teacher.end() as theirs, inner_dtype(dtype, device):
-            heads = [Head(operand(end.head_VH, dtype), end.softcap) for end in (mine, theirs)]
+        teacher = self._calibration.teacher
+        with self._student.end(head=False) as mine, teacher.end(head=False) as theirs, inner_dtype(dtype, device):
+            heads = self._heads(mine.softcap)
 
             def distance(stream_BSD: Tensor, wanted: StreamFile, number: int) -> Tensor:
                 rows = self._batches[number]
@@ -185,13 +182,38 @@ class Growth:
                     read_TD = mine.hidden(stream_BSD)[targets_BS].float()
                 with torch.no_grad():
                     goal_TH = theirs.hidden(wanted[rows].to(device))[targets_BS]
-                teacher = Whole(goal_TH, heads[1])
-                scored = match(read_TD, heads[0], teacher, forward_kl, dtype=dtype, scale=1 / max(1, len(labels_T)))
-                # A number whose gradient is the one that `match` has found.
-                toward = (read_TD * scored.hidden_TH).sum()
-                return scored.total.float() + toward - toward.detach()
+                total, gradient_TD = divergence(read_TD, heads[0], goal_TH, heads[1], dtype)
+                scale = 1 / max(1, len(labels_T))
+                if gradient_TD is None:
+                    return total.float() * scale
+                # A number whose gradient is the one that was found.
+                toward = (read_TD * gradient_TD).sum()
+                return (total.float() + toward - toward.detach()) * scale
 
             yield distance
+
+    def _heads(self, softcap: float | None) -> tuple[HeadRows, HeadRows]:
+        """The student's and the teacher's."""
+        teacher, student = self._calibration.teacher, self._student
+        if self._context.device.type != "cpu":
+            return HeadRows.of(student.head(), softcap), HeadRows.of(teacher.head(), softcap)
+        read = Reader(self._slicer.checkpoint, self._context.device, _HEAD_BYTES)
+        vocabulary, hidden = student.head_place.size
+        size = vocabulary, 1, hidden
+        path = self._folder / "head.bin"
+        if not path.exists():
+            with new_stream(path, size, self._context.dtype, durable=False) as made:
+                made[slice(0, vocabulary)] = student.head()[:, None]
+        file = StreamFile(path, size, self._context.dtype)
+        step = max(1, _HEAD_BYTES // (hidden * file.dtype.itemsize))
+
+        def mine() -> Iterator[tuple[slice, Tensor]]:
+            for start in range(0, vocabulary, step):
+                rows = slice(start, min(start + step, vocabulary))
+                yield rows, file[rows].squeeze(1)
+
+        theirs = partial(read.pieces, teacher.head_place.name)
+        return HeadRows(vocabulary, mine, softcap), HeadRows(vocabulary, theirs, softcap)
 
     def _place(self, number: int) -> slice:
         """Where a batch's rows lie in the student's streams: the choice follows right behind what is learned from."""

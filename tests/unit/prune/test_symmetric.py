@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foundry.engine.prune.symmetric import SymmetricSum, panel_bytes, whole
+from foundry.engine.prune.symmetric import Symmetric, SymmetricSum, panel_bytes
 
 
 @pytest.mark.parametrize("channels", [1, 7, 1023, 1024, 1025, 2100])
@@ -13,7 +13,7 @@ def test_panels_give_the_sum_of_outer_products_back(channels: int) -> None:
     for part_TC in rows_TC.split(10):
         total.add(part_TC)
     panels = total.tensors("gram")
-    found_CC = whole(panels.values())
+    found_CC = Symmetric(panels.values).whole()
     wanted_CC = rows_TC.double().T @ rows_TC.double()
     assert list(panels) == [f"gram.{number}" for number in range(len(panels))]
     assert torch.allclose(found_CC.double(), wanted_CC, atol=1e-4)
