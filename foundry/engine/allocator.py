@@ -15,7 +15,7 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20
 """glibc refuses more (HEAP_MAX_SIZE / 2); larger blocks are rare and the fault is then small beside the work."""
 
 
-_LEAST_RETURNED = 1 << 20
+_LEAST_RETURNED = 2 << 20
 
 
 def keep_freed_memory() -> bool:
@@ -24,7 +24,7 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> bool:
-    """The reverse, for work whose peak counts: blocks of a MiB and more go back as soon as they are free."""
+    """The reverse, for work whose peak counts: blocks of 2 MiB and more go back as soon as they are free."""
     return _advise(trim=4 * _LEAST_RETURNED, mmap=_LEAST_RETURNED)
 
 

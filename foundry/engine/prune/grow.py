@@ -101,7 +101,10 @@ class Growth:
         if self._writer:
             for place in self._slicer.places:
                 if not place.weight.per_layer:
-                    self._writer.write(place.name, self._slicer.tensor(place))
+                    value = self._slicer.tensor(place)
+                    self._writer.write(place.name, value)
+                    if place.name == self._student.head_place.name and self._context.device.type == "cpu":
+                        self._put_head_down(value)
         with self._student.beginning() as begin, self._new_stream(0) as stream, torch.no_grad():
             for number in range(len(self._batches)):
                 stream[self._place(number)] = begin(self._inputs(number))
@@ -199,12 +202,9 @@ class Growth:
             return HeadRows.of(student.head(), softcap), HeadRows.of(teacher.head(), softcap)
         read = Reader(self._slicer.checkpoint, self._context.device, _HEAD_BYTES)
         vocabulary, hidden = student.head_place.size
-        size = vocabulary, 1, hidden
-        path = self._folder / "head.bin"
-        if not path.exists():
-            with new_stream(path, size, self._context.dtype, durable=False) as made:
-                made[slice(0, vocabulary)] = student.head()[:, None]
-        file = StreamFile(path, size, self._context.dtype)
+        if not self._head_file.exists():
+            self._put_head_down(student.head())
+        file = StreamFile(self._head_file, (vocabulary, 1, hidden), self._context.dtype)
         step = max(1, _HEAD_BYTES // (hidden * file.dtype.itemsize))
 
         def mine() -> Iterator[tuple[slice, Tensor]]:
@@ -214,6 +214,11 @@ class Growth:
 
         theirs = partial(read.pieces, teacher.head_place.name)
         return HeadRows(vocabulary, mine, softcap), HeadRows(vocabulary, theirs, softcap)
+
+    def _put_head_down(self, head_VD: Tensor) -> None:
+        size = len(head_VD), 1, head_VD.shape[1]
+        with new_stream(self._head_file, size, self._context.dtype, durable=False) as file:
+            file[slice(0, len(head_VD))] = head_VD[:, None]
 
     def _place(self, number: int) -> slice:
         """Where a batch's rows lie in the student's streams: the choice follows right behind what is learned from."""
@@ -240,6 +245,10 @@ class Growth:
     def _size(self) -> tuple[int, int, int]:
         rows = sum(batch.stop - batch.start for batch in self._batches)
         return rows, self._texts.packed.sequence_tokens, self._plan.shape.hidden
+
+    @property
+    def _head_file(self) -> Path:
+        return self._folder / "head.bin"
 
     def _stream_file(self, layer: int) -> Path:
         return self._folder / f"student-{layer:04d}.bin"

@@ -93,8 +93,8 @@ class Symmetric:
             stop = start + len(panel)
             mine_PD, square_PP = columns_CD[start:stop], panel[:, : len(panel)]
             # What is right of the diagonal block counts twice, for below it lies the same.
-            reached_PD = 2 * (panel @ columns_CD[start:]) - square_PP @ mine_PD
-            inside = inside + (reached_PD * mine_PD).sum(dtype=torch.float64)
+            reached_PD = torch.addmm(square_PP @ mine_PD, panel[:, len(panel) :], columns_CD[stop:], alpha=2)
+            inside = inside + reached_PD.mul_(mine_PD).sum(dtype=torch.float64)
             trace = trace + square_PP.diagonal().sum(dtype=torch.float64)
             start = stop
         return inside, trace
