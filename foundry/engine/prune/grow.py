@@ -20,7 +20,7 @@ from foundry.engine.prune.heads import HeadRows, divergence
 from foundry.engine.prune.layers import StreamedModel
 from foundry.engine.prune.local import learn, relative_error
 from foundry.engine.prune.slicer import Slicer
-from foundry.engine.prune.streams import StreamFile, new_stream
+from foundry.engine.prune.streams import Behind, StreamFile, new_stream
 from foundry.engine.prune.texts import Texts
 from foundry.engine.tensors import CheckpointWriter, Reader
 from foundry.engine.workspace import read_json, write_json
@@ -71,12 +71,12 @@ class Growth:
             errors = [(before, after) for before, after in read_json(self._state_file)]
         else:
             self._begin()
-        for layer in range(len(errors), self._plan.shape.layers):
-            errors.append(self._layer(layer))
-            self._note(errors)
-            self._stream_file(layer).unlink()
-            step, steps = layer + 1, self._plan.shape.layers
-            self._context.progress(Progress(stage="prune", part=self._plan.target, step=step, steps=steps))
+        with Behind() as behind:
+            for layer in range(len(errors), self._plan.shape.layers):
+                errors.append(self._layer(layer))
+                behind(partial(self._finish, layer, list(errors)))
+                step, steps = layer + 1, self._plan.shape.layers
+                self._context.progress(Progress(stage="prune", part=self._plan.target, step=step, steps=steps))
         return errors
 
     @torch.no_grad()
@@ -109,6 +109,10 @@ class Growth:
             for number in range(len(self._batches)):
                 stream[self._place(number)] = begin(self._inputs(number))
         self._note([])
+
+    def _finish(self, layer: int, errors: Errors) -> None:
+        self._note(errors)
+        self._stream_file(layer).unlink()
 
     def _note(self, errors: Errors) -> None:
         """How far it is; one entry a layer."""

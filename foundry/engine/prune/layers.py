@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from foundry.engine.models import attention_of, trunk_and_head
 from foundry.engine.products import scaled_for_head
 from foundry.spec.family import Family
-from foundry.spec.weights import Shape
+from foundry.spec.weights import WRITERS, Shape
 from foundry.spec.weights import Tensor as TensorPlace
 
 Source = Callable[[TensorPlace], Tensor]
@@ -50,7 +50,8 @@ class StreamedModel:
         self._trunk = trunk_and_head(self._model).trunk
         self._layers = [self._module(family.layer_module.format(layer=layer)) for layer in range(shape.layers)]
         self._places: dict[int | None, list[TensorPlace]] = {}
-        for place in family.tensors(shape, present):
+        # Writers first: to refit one takes more memory than any other weight, and then nothing else is there yet.
+        for place in sorted(family.tensors(shape, present), key=lambda place: place.weight.role not in WRITERS):
             self._places.setdefault(place.layer if place.weight.per_layer else None, []).append(place)
         # Positions are added on the way to every layer, and are small.
         self._fill([place for place in self._places[None] if place.weight.role == "positions"], dtype)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from foundry.engine.prune.symmetric import Symmetric
 
+_ROWS = 256
+"""Of a float32 matrix that are in float64 at a time."""
+
 
 def refit(weight_HC: Tensor, gram: Symmetric, kept_K: Sequence[int], *, damping: float = 1e-3) -> Tensor:
     """The output projection on the kept channels that best imitates the whole one on the calibration text.
@@ -31,10 +34,12 @@ def refit(weight_HC: Tensor, gram: Symmetric, kept_K: Sequence[int], *, damping:
     ridge = damping * float(inner_KK.diagonal().mean())
     if not ridge:  # channels that the text never used, as of an expert that no token reached
         return kept_HK
-    right_HK = (weight_HC[:, torch.tensor(gone_R, device=device)].float() @ cross_KR.T).double()
+    right_HK = weight_HC[:, torch.tensor(gone_R, device=device)].float() @ cross_KR.T
     del cross_KR
-    right_KH = right_HK.sub_(kept_HK, alpha=ridge).mT
-    return kept_HK.add_(_solved(inner_KK, ridge, right_KH, gram, kept_K).T)
+    right_HK = right_HK.double()
+    for right, kept in zip(torch.split(right_HK, _ROWS), torch.split(kept_HK, _ROWS), strict=True):
+        right.sub_(kept, alpha=ridge)
+    return kept_HK.add_(_solved(inner_KK, ridge, right_HK.mT, gram, kept_K).T)
 
 
 def _solved(inner_KK: Tensor, ridge: float, right_KH: Tensor, gram: Symmetric, kept_K: Sequence[int]) -> Tensor:

@@ -78,8 +78,7 @@ class Slicer:
         """One tensor in the teacher's dtype; a plan that cuts nothing leaves it as it is."""
         source = self._source(place.weight, place)
         if "vocab" not in place.weight.dims or not self._cuts_hidden:
-            original = self._read(source)
-            return self._cut(place, original).to(original.dtype).contiguous()
+            return self._cut(place, self._read(source)).to(self._read.dtype(source)).contiguous()
         # Matrices with a row for every token are the largest, and each row is cut by itself.
         made = torch.empty(place.size, dtype=self.dtype(place), device=self.device)
         for rows, piece in self._read.pieces(source):
