@@ -3,21 +3,20 @@
     python -m benchmarks.streaming --gigabytes 5
 
 The checkpoint is a Llama with random bfloat16 weights in shards, made in a temporary folder. Every step is a process of
-its own, so that each has its own peak; what a step may find in the page cache is dropped before it where the system
-allows that. "libraries" loads what all of them load, and has the device work a little. "read and write" copies the
-checkpoint tensor by tensor and is what the times are compared with. Each cut takes up the one calibration; a whole run
-is both.
+its own, so that each has its own peak; what it may find of its files in the page cache is dropped before it.
+"libraries" loads what all of them load, and has the device work a little. "read and write" copies the checkpoint tensor
+by tensor and is what the times are compared with. Each cut takes up the one calibration; a whole run is both.
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +79,7 @@ def _all(folder: Path, args: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|---|---|")
     found: dict[str, _Found] = {}
     for step in (_LIBRARIES, _BASE, _CALIBRATE, *args.modes):
-        _drop_page_cache()
+        _forget_pages(folder)
         command = [
             sys.executable, "-m", "benchmarks.streaming", "--step", step, "--folder", str(folder),
             "--calibration-tokens", str(args.calibration_tokens), "--choice-tokens", str(args.choice_tokens),
@@ -194,9 +193,13 @@ def _make(folder: Path, gigabytes: float) -> None:
             writer.write(place.name, value if norm else value.normal_(0.0, _WIDTH, generator=generator))
 
 
-def _drop_page_cache() -> None:
-    with suppress(OSError):  # root alone may
-        Path("/proc/sys/vm/drop_caches").write_text("1", encoding="ascii")
+def _forget_pages(folder: Path) -> None:
+    """Drop the checkpoint and all that was made of it from the page cache, and nothing else: libraries stay."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # what is not on the disk yet is kept
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class _Peak:
