@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foundry.engine.prune.symmetric import Symmetric
 
-_ROWS = 256
+_ROWS = 512
 """Of a float32 matrix that are in float64 at a time."""
 
 
@@ -20,9 +20,8 @@ def refit(weight_HC: Tensor, gram: Symmetric, kept_K: Sequence[int], *, damping:
 
     Minimises E|W x - W' x_K|^2, whose solution is W' = W C[:,K] (C[K,K] + lambda I)^-1 with C = E[x x^T], the `gram`
     [C, C]; lambda is `damping` times the mean of C[K,K]'s diagonal. With R for the channels that go, that is W[:,K] +
-    (W[:,R] C[R,K] - lambda W[:,K]) (C[K,K] + lambda I)^-1, a product over R instead of all channels. The right side
-    keeps to float32, as C does; what is solved is in float64. `kept_K` ascends. Returns [H, K] in float32. Keeping
-    every channel returns W itself.
+    (W[:,R] C[R,K] - lambda W[:,K]) (C[K,K] + lambda I)^-1, a product over R instead of all channels, in float64.
+    `kept_K` ascends. Returns [H, K] in float32. Keeping every channel returns W itself.
     """
     device = weight_HC.device
     kept_HK = weight_HC[:, torch.tensor(kept_K, device=device)].float()
@@ -34,11 +33,13 @@ def refit(weight_HC: Tensor, gram: Symmetric, kept_K: Sequence[int], *, damping:
     ridge = damping * float(inner_KK.diagonal().mean())
     if not ridge:  # channels that the text never used, as of an expert that no token reached
         return kept_HK
-    right_HK = weight_HC[:, torch.tensor(gone_R, device=device)].float() @ cross_KR.T
-    del cross_KR
-    right_HK = right_HK.double()
-    for right, kept in zip(torch.split(right_HK, _ROWS), torch.split(kept_HK, _ROWS), strict=True):
-        right.sub_(kept, alpha=ridge)
+    gone_HR = weight_HC[:, torch.tensor(gone_R, device=device)].double()
+    right_HK = torch.empty(kept_HK.shape, dtype=torch.float64, device=device)
+    for start in range(0, len(kept_K), _ROWS):
+        some = slice(start, start + _ROWS)
+        torch.mm(gone_HR, cross_KR[some].double().T, out=right_HK[:, some])
+        right_HK[:, some].sub_(kept_HK[:, some], alpha=ridge)
+    del gone_HR, cross_KR
     return kept_HK.add_(_solved(inner_KK, ridge, right_HK.mT, gram, kept_K).T)
 
 
