@@ -214,7 +214,7 @@ class _Peak:
     def stop(self) -> int:
         self._done.set()
         self._thread.join()
-        return self._most
+        return max(self._most, _status("RssAnon"))
 
     def _watch(self) -> None:
         while not self._done.wait(0.02):
