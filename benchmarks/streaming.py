@@ -3,22 +3,22 @@
     python -m benchmarks.streaming --gigabytes 5
 
 The checkpoint is a Llama with random bfloat16 weights in shards, made in a temporary folder. Every step is a process of
-its own, so that each has its own peak; what a step may find in the page cache is dropped before it where the system
-allows that. "read and write" copies the checkpoint tensor by tensor and is what the times are compared with.
+its own, so that each has its own peak; what it may find of its files in the page cache is dropped before it.
+"libraries" loads what all of them load, and has the device work a little. "read and write" copies the checkpoint tensor
+by tensor and is what the times are compared with. Each cut takes up the one calibration; a whole run is both.
 """
 
 import argparse
 import json
-import resource
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -41,6 +41,7 @@ _CONFIG: dict[str, Any] = {
 }  # fmt: skip
 _CUT = {"hidden": 1536, "ffn": 4096}
 _WIDTH = 0.02
+_LIBRARIES, _BASE, _CALIBRATE = "libraries", "read and write", "calibrate"
 _MODES: dict[str, tuple[Repair, ...]] = {
     "cut by index": (),
     "closed-form repairs": ("refit", "rotate", "rescale"),
@@ -65,47 +66,79 @@ def main() -> None:
 
 
 def _all(folder: Path, args: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
+    device = choose_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     _make(folder / "teacher", args.gigabytes)
     checkpoint = open_checkpoint(folder / "teacher")
     size = sum(entry.end - entry.start for entry in checkpoint.tensors.values())
-    device = choose_device()
     print(f"{size / 1e9:.2f} GB in bfloat16, {checkpoint.shape}; {hardware_name(device)}; torch {torch.__version__}")
-    print("\n| step | seconds | of read and write | CPU seconds | peak memory | of the checkpoint | not of files |")
-    print("|---|---|---|---|---|---|---|")
-    base = 0.0
-    for step in ("read and write", "calibrate", *args.modes):
-        _drop_page_cache()
+    print(
+        "\n| step | seconds | of read and write | CPU seconds | peak memory | of the checkpoint | not of files | GPU |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    found: dict[str, _Found] = {}
+    for step in (_LIBRARIES, _BASE, _CALIBRATE, *args.modes):
+        _forget_pages(folder)
         command = [
             sys.executable, "-m", "benchmarks.streaming", "--step", step, "--folder", str(folder),
             "--calibration-tokens", str(args.calibration_tokens), "--choice-tokens", str(args.choice_tokens),
         ]  # fmt: skip
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        base = base or found["seconds"]
-        print(
-            f"| {step} | {found['seconds']:.1f} | {found['seconds'] / base:.2f} | {found['processor']:.1f} | "
-            f"{found['peak'] / 1e9:.2f} GB | {found['peak'] / size:.2f} | {found['anonymous'] / 1e9:.2f} GB |",
-            flush=True,
-        )
+        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        found[step] = _Found(**json.loads(said))
+        _print(step, found[step], found, size)
+    for step in args.modes:
+        _print(f"whole: {_CALIBRATE} and {step}", found[_CALIBRATE].and_then(found[step]), found, size)
+
+
+def _print(said: str, row: "_Found", found: "dict[str, _Found]", size: int) -> None:
+    ratio = f"{row.seconds / found[_BASE].seconds:.2f}" if _BASE in found else ""
+    print(
+        f"| {said} | {row.seconds:.1f} | {ratio} | {row.processor:.1f} | {row.peak / 1e9:.2f} GB | "
+        f"{row.peak / size:.2f} | {row.anonymous / 1e9:.2f} GB | {row.device / 1e9:.2f} GB |",
+        flush=True,
+    )
+
+
+class _Found(NamedTuple):
+    """Of a step: seconds, and peaks in bytes."""
+
+    seconds: float
+    processor: float
+    peak: int
+    anonymous: int
+    """Without what is mapped from files."""
+    device: int
+
+    def and_then(self, other: "_Found") -> "_Found":
+        seconds, processor = self.seconds + other.seconds, self.processor + other.processor
+        return _Found(seconds, processor, *map(max, self[2:], other[2:]))
 
 
 def _step(step: str, folder: Path, args: argparse.Namespace) -> None:
-    """One row, in this process; prints seconds and peaks in bytes as JSON."""
-    torch.set_num_threads(1)
+    """One row, in this process; prints it as JSON."""
+    device = choose_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     peak = _Peak()
     started = time.monotonic()
     _work(step, folder, args)
     seconds = time.monotonic() - started
-    whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {"seconds": seconds, "processor": time.process_time(), "peak": whole, "anonymous": peak.stop()}
-    print(json.dumps(found))
+    on_device = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    # Not `ru_maxrss`, which begins at the peak of the process that has started this one.
+    found = _Found(seconds, time.process_time(), _status("VmHWM"), peak.stop(), on_device)
+    print(json.dumps(found._asdict()))
 
 
 def _work(step: str, folder: Path, args: argparse.Namespace) -> None:
     checkpoint = open_checkpoint(folder / "teacher")
     device = choose_device()
     context = RunContext(emit=lambda event: None, device=device, dtype=choose_dtype(device), seed=0)
-    if step == "read and write":
+    if step == _LIBRARIES:
+        square = torch.eye(256, dtype=torch.float64, device=device)
+        torch.linalg.eigh(torch.linalg.cholesky(square @ square))
+        return
+    if step == _BASE:
         out = folder / "copy"
         out.mkdir()
         read = Reader(checkpoint, torch.device("cpu"))
@@ -115,13 +148,12 @@ def _work(step: str, folder: Path, args: argparse.Namespace) -> None:
                 writer.write(name, read(name).clone())
         shutil.rmtree(out)
         return
-    if step == "calibrate":
+    if step == _CALIBRATE:
         check_finite(checkpoint, context)
-    options = Prune(repair=_MODES.get(step, ()), local_epochs=1)
-    cutting = Cutting(checkpoint, _texts(args), options, folder / "scratch", context)
-    if step == "calibrate":
+    cutting = Cutting(checkpoint, _texts(args), Prune(local_epochs=1), folder / "scratch", context)
+    if step == _CALIBRATE:
         return
-    plan = cutting.plan(checkpoint.shape.model_copy(update=_CUT))
+    plan = cutting.plan(checkpoint.shape.model_copy(update=_CUT), _MODES[step])
     slicer, out = cutting.slicer(plan), folder / "student"
     out.mkdir()
     if "local" in plan.repair:
@@ -152,17 +184,22 @@ def _make(folder: Path, gigabytes: float) -> None:
     folder.mkdir()
     write_json(folder / "config.json", config)
     places = list(family.tensors(family.shape_of(config)))
-    generator = torch.Generator().manual_seed(0)
+    device = choose_device()
+    generator = torch.Generator(device).manual_seed(0)
     with CheckpointWriter(folder, [Entry(p.name, torch.bfloat16, p.size) for p in places], 2 * 2**30) as writer:
         for place in places:
             norm = place.weight.role.endswith("norm")
-            value = torch.ones(place.size) if norm else torch.randn(place.size, generator=generator) * _WIDTH
-            writer.write(place.name, value.to(torch.bfloat16))
+            value = torch.ones(place.size, dtype=torch.bfloat16, device=device)
+            writer.write(place.name, value if norm else value.normal_(0.0, _WIDTH, generator=generator))
 
 
-def _drop_page_cache() -> None:
-    with suppress(OSError):  # root alone may
-        Path("/proc/sys/vm/drop_caches").write_text("1", encoding="ascii")
+def _forget_pages(folder: Path) -> None:
+    """Drop the checkpoint and all that was made of it from the page cache, and nothing else: libraries stay."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # what is not on the disk yet is kept
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class _Peak:
@@ -177,13 +214,17 @@ class _Peak:
     def stop(self) -> int:
         self._done.set()
         self._thread.join()
-        return self._most
+        return max(self._most, _status("RssAnon"))
 
     def _watch(self) -> None:
         while not self._done.wait(0.02):
-            for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-                if line.startswith("RssAnon:"):
-                    self._most = max(self._most, int(line.split()[1]) * 1024)
+            self._most = max(self._most, _status("RssAnon"))
+
+
+def _status(name: str) -> int:
+    """A number of this process's memory in bytes, as the kernel counts it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

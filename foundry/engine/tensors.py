@@ -14,9 +14,12 @@ from torch import Tensor
 from foundry.engine.context import RunContext
 from foundry.errors import DamagedCheckpoint, StorageFull
 from foundry.intake.checkpoint import Checkpoint
+from foundry.intake.safetensors import TensorEntry
 
 _FULL = ("No space left on device", "Disk quota exceeded")
 _SHARD_BYTES = 4 * 2**30
+_STAGED_BYTES = 2**25
+"""Of what is on its way to or from a GPU, how much is in the host's memory at a time."""
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64,
@@ -62,30 +65,63 @@ class Reader:
             yield rows, self._read(name, entry.start + start * row_bytes, (rows.stop - start, *of_row))
 
     def _read(self, name: str, start: int, size: tuple[int, ...]) -> Tensor:
-        value = torch.empty(size, dtype=self.dtype(name))
+        value = torch.empty(size, dtype=self.dtype(name), device=self._device)
         read_at(self._files[self._checkpoint.tensors[name].file], value, start)
-        return value.to(self._device)
+        return value
+
+
+def read_tensor(entry: TensorEntry, device: torch.device) -> Tensor:
+    """One tensor at the place that a header names. Raises `OSError` when the file is missing or ends before it."""
+    value = torch.empty(entry.size, dtype=_DTYPES[entry.dtype], device=device)
+    file = os.open(entry.file, os.O_RDONLY)
+    try:
+        read_at(file, value, entry.start)
+    finally:
+        os.close(file)
+    return value
 
 
 def read_at(file: int, value: Tensor, start: int) -> None:
-    """Fill a contiguous tensor on the CPU from an open file. Raises `OSError` when the file ends before it."""
-    flat, done = _bytes_of(value), 0
-    while done < len(flat):  # one call reads at most 2 GiB
-        count = os.preadv(file, [flat[done:]], start + done)
+    """Fill a contiguous tensor from an open file. Raises `OSError` when the file ends before it.
+
+    A GPU's by way of pinned memory: one piece is read while the one before it is copied.
+    """
+    flat = value.view(-1).view(torch.uint8)
+    if not value.is_cuda:
+        _read_bytes(file, flat, start)
+        return
+    for done in range(0, len(flat), _STAGED_BYTES):
+        piece = flat[done : done + _STAGED_BYTES]
+        staged = torch.empty(len(piece), dtype=torch.uint8, pin_memory=True)
+        _read_bytes(file, staged, start + done)
+        piece.copy_(staged, non_blocking=True)  # torch gives the pinned memory out again when the copy is done
+
+
+def _read_bytes(file: int, flat: Tensor, start: int) -> None:
+    view, done = memoryview(flat.numpy().data), 0
+    while done < len(view):  # one call reads at most 2 GiB
+        count = os.preadv(file, [view[done:]], start + done)
         if not count:
-            raise OSError(f"the file ends {len(flat) - done} bytes early")
+            raise OSError(f"the file ends {len(view) - done} bytes early")
         done += count
 
 
 def write_at(file: int, value: Tensor, start: int) -> None:
     """Write a tensor's bytes to a place in an open file."""
-    flat, done = _bytes_of(value.detach().cpu().contiguous()), 0
-    while done < len(flat):
-        done += os.pwrite(file, flat[done:], start + done)
+    flat = value.detach().contiguous().view(-1).view(torch.uint8)
+    if flat.device.type == "cpu":
+        _write_bytes(file, flat, start)
+        return
+    for done in range(0, len(flat), _STAGED_BYTES):
+        piece = flat[done : done + _STAGED_BYTES]
+        staged = torch.empty(len(piece), dtype=torch.uint8, pin_memory=piece.is_cuda)
+        _write_bytes(file, staged.copy_(piece), start + done)
 
 
-def _bytes_of(value: Tensor) -> memoryview:
-    return memoryview(value.reshape(-1).view(torch.uint8).numpy().data)
+def _write_bytes(file: int, flat: Tensor, start: int) -> None:
+    view, done = memoryview(flat.numpy().data), 0
+    while done < len(view):
+        done += os.pwrite(file, view[done:], start + done)
 
 
 def check_finite(checkpoint: Checkpoint, context: RunContext) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from foundry.engine.context import RunContext
 from foundry.engine.prune.layers import StreamedModel
 from foundry.engine.prune.statistics import LayerStatistics, Statistics, Stored, Stream, places_of
-from foundry.engine.prune.streams import StreamFile, new_stream
+from foundry.engine.prune.streams import Behind, StreamFile, new_stream
 from foundry.engine.prune.symmetric import SymmetricSum
 from foundry.engine.prune.texts import Texts
 from foundry.engine.tensors import write_tensors
@@ -42,20 +42,21 @@ class Calibration:
         self._folder.mkdir(parents=True, exist_ok=True)
         if not self._file(0).exists() and not self._stream(0).exists():
             self._begin()
-        for layer in range(layers):
-            if not self._file(layer).exists():
-                self._hear_layer(layer)
-            self._context.progress(Progress(stage="prune", part="calibration", step=layer + 1, steps=layers))
-        if not self._file(layers).exists():
-            self._hear_end()
+        with Behind() as behind:
+            for layer in range(layers):
+                if not self._file(layer).exists():
+                    self._save(layer, self._hear_layer(layer), behind)
+                self._context.progress(Progress(stage="prune", part="calibration", step=layer + 1, steps=layers))
+            if not self._file(layers).exists():
+                self._save(layers, self._hear_end(), behind)
         return self.statistics()
 
     def statistics(self) -> Statistics:
         """Of a pass that is complete."""
-        shape = self.teacher.shape
+        shape, device = self.teacher.shape, self.teacher.device
         return Statistics(
-            layers=[LayerStatistics(self._file(layer), shape.experts) for layer in range(shape.layers)],
-            final_norm=Stream(Stored(self._file(shape.layers)), "streams.final_norm"),
+            layers=[LayerStatistics(self._file(layer), shape.experts, device) for layer in range(shape.layers)],
+            final_norm=Stream(Stored(self._file(shape.layers), device), "streams.final_norm"),
             tokens=self.texts.tokens,
             centred=self.teacher.family.norm == "layer",
         )
@@ -75,7 +76,7 @@ class Calibration:
                 for rows in self.texts.batches(whole):
                     stream[rows] = begin(self._inputs(rows))
 
-    def _hear_layer(self, layer: int) -> None:
+    def _hear_layer(self, layer: int) -> dict[str, Tensor]:
         whole = slice(0, len(self.texts.packed))
         before = StreamFile(self._stream(layer), self._size(whole), self._context.dtype)
         sums = _LayerSums(self.teacher, layer)
@@ -88,8 +89,7 @@ class Calibration:
             self._advance(layer, self.texts.choice, before, after)
             with self._new(layer + 1, self.texts.brief) as brief:
                 self._copy(after, brief)
-        self._save(layer, sums.tensors())
-        self._stream(layer).unlink()
+        return sums.tensors()
 
     def _copy(self, stream: StreamFile, brief: StreamFile) -> None:
         for rows in self.texts.batches(self.texts.brief):
@@ -101,7 +101,7 @@ class Calibration:
             stream_BSH = before[some].to(self._context.device)
             after[some] = self.teacher.run(layer, self._inputs(some), stream_BSH)
 
-    def _hear_end(self) -> None:
+    def _hear_end(self) -> dict[str, Tensor]:
         layers = self.teacher.shape.layers
         whole = slice(0, len(self.texts.packed))
         stream = StreamFile(self._stream(layers), self._size(whole), self._context.dtype)
@@ -115,14 +115,18 @@ class Calibration:
                 for rows in self.texts.batches(self.texts.choice):
                     read_BSH = end.hidden(stream[rows].to(self._context.device))
                     choice[rows.start - self.texts.choice.start : rows.stop - self.texts.choice.start] = read_BSH
-        self._save(layers, sums.tensors("streams.final_norm"))
-        self._stream(layers).unlink()
+        return sums.tensors("streams.final_norm")
 
-    def _save(self, layer: int, tensors: dict[str, Tensor]) -> None:
+    def _save(self, layer: int, tensors: dict[str, Tensor], behind: Behind) -> None:
         aside = self._file(layer).with_suffix(".partial")
         write_tensors(tensors, aside)
-        sync(aside)
-        aside.replace(self._file(layer))
+
+        def finish() -> None:
+            sync(aside)
+            aside.replace(self._file(layer))
+            self._stream(layer).unlink()
+
+        behind(finish)
 
     def _file(self, layer: int) -> Path:
         return self._folder / f"layer-{layer:04d}.safetensors"
@@ -148,9 +152,8 @@ class _ChannelSums:
         self._gram_CC = SymmetricSum(channels, device)
 
     def add(self, x_BSC: Tensor) -> None:
-        x = x_BSC.float()
-        self._squares_C += x.abs().mean(dim=1).double().square().sum(dim=0)
-        self._gram_CC.add(x.flatten(0, 1))
+        self._squares_C += x_BSC.float().abs().mean(dim=1).double().square().sum(dim=0)
+        self._gram_CC.add(x_BSC.flatten(0, 1))
 
     def add_routed(self, x_TC: Tensor, weights_T: Tensor) -> None:
         """The tokens that a router sent to an expert; each counts as the router weighs it."""
@@ -173,9 +176,9 @@ class _StreamSums:
     def add(self, x_BSH: Tensor, read_BSH: Tensor) -> None:
         """`x` is the stream, `read` what a norm makes of it. A layer norm sees `x` without its mean."""
         self._squares_H += read_BSH.float().abs().mean(dim=1).double().square().sum(dim=0)
-        flat = x_BSH.float().flatten(0, 1)
+        flat = x_BSH.flatten(0, 1)
         if self._centred:
-            flat = flat - flat.mean(dim=1, keepdim=True)
+            flat = flat.float() - flat.float().mean(dim=1, keepdim=True)
         self._covariance_HH.add(flat)
 
     def tensors(self, name: str) -> dict[str, Tensor]:

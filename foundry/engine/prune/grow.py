@@ -14,19 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from foundry.engine.context import RunContext
-from foundry.engine.distill.divergences import forward_kl
-from foundry.engine.distill.losses import Head, Whole, match
-from foundry.engine.evaluate.compare import Outputs, figures_of
-from foundry.engine.products import inner_dtype, operand
+from foundry.engine.products import inner_dtype
 from foundry.engine.prune.calibrate import Calibration
+from foundry.engine.prune.heads import HeadRows, divergence
 from foundry.engine.prune.layers import StreamedModel
 from foundry.engine.prune.local import learn, relative_error
 from foundry.engine.prune.slicer import Slicer
-from foundry.engine.prune.streams import StreamFile, new_stream
+from foundry.engine.prune.streams import Behind, StreamFile, new_stream
 from foundry.engine.prune.texts import Texts
-from foundry.engine.tensors import CheckpointWriter
+from foundry.engine.tensors import CheckpointWriter, Reader
 from foundry.engine.workspace import read_json, write_json
 from foundry.spec.lifecycle import Progress
+
+_HEAD_BYTES = 2**24
+"""Of a head that stays on disk, how much is read at a time."""
 
 Errors = list[tuple[float, float]]
 """Of each layer before and after its repair: relative and squared, of the last one its KL in nats per token."""
@@ -70,12 +71,12 @@ class Growth:
             errors = [(before, after) for before, after in read_json(self._state_file)]
         else:
             self._begin()
-        for layer in range(len(errors), self._plan.shape.layers):
-            errors.append(self._layer(layer))
-            self._note(errors)
-            self._stream_file(layer).unlink()
-            step, steps = layer + 1, self._plan.shape.layers
-            self._context.progress(Progress(stage="prune", part=self._plan.target, step=step, steps=steps))
+        with Behind() as behind:
+            for layer in range(len(errors), self._plan.shape.layers):
+                errors.append(self._layer(layer))
+                behind(partial(self._finish, layer, list(errors)))
+                step, steps = layer + 1, self._plan.shape.layers
+                self._context.progress(Progress(stage="prune", part=self._plan.target, step=step, steps=steps))
         return errors
 
     @torch.no_grad()
@@ -84,20 +85,15 @@ class Growth:
         choice, total = self._calibration.choice(), 0.0
         stream = self._stream(self._plan.shape.layers)
         dtype, device = self._context.dtype, self._context.device
-        with self._student.end() as mine, self._calibration.teacher.end() as theirs, inner_dtype(dtype, device):
-            heads = operand(mine.head_VH, dtype), operand(theirs.head_VH, dtype)
+        with self._student.end(head=False) as mine, inner_dtype(dtype, device):
+            heads = self._heads(mine.softcap)
             start = self._texts.choice.start
             for number in range(self._learned, len(self._batches)):
                 rows = self._batches[number]
-                targets_BS, labels_T = self._texts.labels(rows, device)
-                read_BSD = mine.hidden(stream[self._place(number)].to(device))
-                read_BSH = choice[rows.start - start : rows.stop - start].to(device)
-                figures = figures_of(
-                    labels_T,
-                    Outputs(operand(read_BSD[targets_BS], dtype), heads[0], mine.softcap),
-                    Outputs(operand(read_BSH[targets_BS], dtype), heads[1], theirs.softcap),
-                )
-                total += float(figures[:, 1].sum())
+                targets_BS, _ = self._texts.labels(rows, device)
+                read_TD = mine.hidden(stream[self._place(number)].to(device))[targets_BS]
+                goal_TH = choice[rows.start - start : rows.stop - start].to(device)[targets_BS]
+                total += float(divergence(read_TD, heads[0], goal_TH, heads[1], dtype)[0])
         return total / self._texts.counted(self._texts.choice)
 
     def _begin(self) -> None:
@@ -105,11 +101,18 @@ class Growth:
         if self._writer:
             for place in self._slicer.places:
                 if not place.weight.per_layer:
-                    self._writer.write(place.name, self._slicer.tensor(place))
+                    value = self._slicer.tensor(place)
+                    self._writer.write(place.name, value)
+                    if place.name == self._student.head_place.name and self._context.device.type == "cpu":
+                        self._put_head_down(value)
         with self._student.beginning() as begin, self._new_stream(0) as stream, torch.no_grad():
             for number in range(len(self._batches)):
                 stream[self._place(number)] = begin(self._inputs(number))
         self._note([])
+
+    def _finish(self, layer: int, errors: Errors) -> None:
+        self._note(errors)
+        self._stream_file(layer).unlink()
 
     def _note(self, errors: Errors) -> None:
         """How far it is; one entry a layer."""
@@ -175,8 +178,9 @@ class Growth:
         What is read there is a distribution, and only that: the last layer need not put out the teacher's stream.
         """
         dtype, device = self._context.dtype, self._context.device
-        with self._student.end() as mine, self._calibration.teacher.end() as theirs, inner_dtype(dtype, device):
-            heads = [Head(operand(end.head_VH, dtype), end.softcap) for end in (mine, theirs)]
+        teacher = self._calibration.teacher
+        with self._student.end(head=False) as mine, teacher.end(head=False) as theirs, inner_dtype(dtype, device):
+            heads = self._heads(mine.softcap)
 
             def distance(stream_BSD: Tensor, wanted: StreamFile, number: int) -> Tensor:
                 rows = self._batches[number]
@@ -185,13 +189,40 @@ class Growth:
                     read_TD = mine.hidden(stream_BSD)[targets_BS].float()
                 with torch.no_grad():
                     goal_TH = theirs.hidden(wanted[rows].to(device))[targets_BS]
-                teacher = Whole(goal_TH, heads[1])
-                scored = match(read_TD, heads[0], teacher, forward_kl, dtype=dtype, scale=1 / max(1, len(labels_T)))
-                # A number whose gradient is the one that `match` has found.
-                toward = (read_TD * scored.hidden_TH).sum()
-                return scored.total.float() + toward - toward.detach()
+                total, gradient_TD = divergence(read_TD, heads[0], goal_TH, heads[1], dtype)
+                scale = 1 / max(1, len(labels_T))
+                if gradient_TD is None:
+                    return total.float() * scale
+                # A number whose gradient is the one that was found.
+                toward = (read_TD * gradient_TD).sum()
+                return (total.float() + toward - toward.detach()) * scale
 
             yield distance
+
+    def _heads(self, softcap: float | None) -> tuple[HeadRows, HeadRows]:
+        """The student's and the teacher's."""
+        teacher, student = self._calibration.teacher, self._student
+        if self._context.device.type != "cpu":
+            return HeadRows.of(student.head(), softcap), HeadRows.of(teacher.head(), softcap)
+        read = Reader(self._slicer.checkpoint, self._context.device, _HEAD_BYTES)
+        vocabulary, hidden = student.head_place.size
+        if not self._head_file.exists():
+            self._put_head_down(student.head())
+        file = StreamFile(self._head_file, (vocabulary, 1, hidden), self._context.dtype)
+        step = max(1, _HEAD_BYTES // (hidden * file.dtype.itemsize))
+
+        def mine() -> Iterator[tuple[slice, Tensor]]:
+            for start in range(0, vocabulary, step):
+                rows = slice(start, min(start + step, vocabulary))
+                yield rows, file[rows].squeeze(1)
+
+        theirs = partial(read.pieces, teacher.head_place.name)
+        return HeadRows(vocabulary, mine, softcap), HeadRows(vocabulary, theirs, softcap)
+
+    def _put_head_down(self, head_VD: Tensor) -> None:
+        size = len(head_VD), 1, head_VD.shape[1]
+        with new_stream(self._head_file, size, self._context.dtype, durable=False) as file:
+            file[slice(0, len(head_VD))] = head_VD[:, None]
 
     def _place(self, number: int) -> slice:
         """Where a batch's rows lie in the student's streams: the choice follows right behind what is learned from."""
@@ -218,6 +249,10 @@ class Growth:
     def _size(self) -> tuple[int, int, int]:
         rows = sum(batch.stop - batch.start for batch in self._batches)
         return rows, self._texts.packed.sequence_tokens, self._plan.shape.hidden
+
+    @property
+    def _head_file(self) -> Path:
+        return self._folder / "head.bin"
 
     def _stream_file(self, layer: int) -> Path:
         return self._folder / f"student-{layer:04d}.bin"

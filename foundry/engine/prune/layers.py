@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from foundry.engine.models import attention_of, trunk_and_head
 from foundry.engine.products import scaled_for_head
 from foundry.spec.family import Family
-from foundry.spec.weights import Shape
+from foundry.spec.weights import WRITERS, Shape
 from foundry.spec.weights import Tensor as TensorPlace
 
 Source = Callable[[TensorPlace], Tensor]
@@ -50,7 +50,8 @@ class StreamedModel:
         self._trunk = trunk_and_head(self._model).trunk
         self._layers = [self._module(family.layer_module.format(layer=layer)) for layer in range(shape.layers)]
         self._places: dict[int | None, list[TensorPlace]] = {}
-        for place in family.tensors(shape, present):
+        # Writers first: to refit one takes more memory than any other weight, and then nothing else is there yet.
+        for place in sorted(family.tensors(shape, present), key=lambda place: place.weight.role not in WRITERS):
             self._places.setdefault(place.layer if place.weight.per_layer else None, []).append(place)
         # Positions are added on the way to every layer, and are small.
         self._fill([place for place in self._places[None] if place.weight.role == "positions"], dtype)
@@ -92,26 +93,31 @@ class StreamedModel:
         module = self._model.get_output_embeddings()
         assert isinstance(module, nn.Linear)
         without = module._parameters["weight"]
-        row = next(p for p in self._places[None] if p.name == self._head_name)
         with self._filled(norm, self.dtype):
             try:
                 if head:
-                    module._parameters["weight"] = self._parameter(self._source(row), self.dtype)
+                    module._parameters["weight"] = self._parameter(self.head(), self.dtype)
                 final = self._module(self.family.module_of(self.family.row("final_norm"), 0))
                 _, head_VH, softcap = trunk_and_head(self._model)
                 yield End(final, lambda stream: scaled_for_head(final(stream), self._trunk), head_VH, softcap)
             finally:
                 module._parameters["weight"] = without
 
+    @property
+    def head_place(self) -> TensorPlace:
+        """The matrix that gives logits; of a tied model, the embedding."""
+        name = self.family.embedding if self.shape.tied else self.family.head
+        return next(place for place in self._places[None] if place.name == name)
+
+    def head(self) -> Tensor:
+        """Its weights [V, H], which stay with whoever asks."""
+        return self._source(self.head_place).to(self.device, self.dtype)
+
     def stored(self, layer: int) -> Iterator[tuple[TensorPlace, Tensor]]:
         """A loaded layer's weights under the names that a checkpoint has for them."""
         for place in self._places[layer]:
             name, index = self._home(place)
             yield place, self._model.get_parameter(name)[index]
-
-    @property
-    def _head_name(self) -> str:
-        return self.family.embedding if self.shape.tied else self.family.head
 
     def _module(self, name: str) -> nn.Module:
         module: nn.Module = self._model.get_submodule(name)

@@ -52,23 +52,36 @@ def _descend(
     parameters: Sequence[nn.Parameter], error: Error, batches: Sequence[int], hidden: int, epochs: int, seed: int
 ) -> None:
     peak = _RATE / math.sqrt(hidden)
-    # Fused: the other kinds hold temporary copies of all weights, and are slower.
-    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    # One for each parameter, which takes its step as soon as its gradient is there, so that few gradients are held.
+    # Fused: the other kinds hold temporary copies of their weights, and are slower.
+    optimizers = {
+        parameter: torch.optim.AdamW([parameter], lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        for parameter in parameters
+    }
+
+    def descend(parameter: nn.Parameter) -> None:
+        optimizer = optimizers[parameter]
+        optimizer.step()
+        optimizer.zero_grad()
+
     steps, step = epochs * len(batches), 0
     for parameter in parameters:
         parameter.requires_grad_(True)
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(descend)  # type: ignore[no-untyped-call]
+        for parameter in parameters
+    ]
     for epoch in range(epochs):
         generator = torch.Generator().manual_seed(seed + epoch)
         for number in torch.randperm(len(batches), generator=generator).tolist():
             warm = min(1.0, (step + 1) / _WARMUP_STEPS)
-            for group in optimizer.param_groups:
-                group["lr"] = peak * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+            for optimizer in optimizers.values():
+                optimizer.param_groups[0]["lr"] = peak * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
             torch.autograd.backward(error(number))
-            optimizer.step()
-            optimizer.zero_grad()
             step += 1
-    for parameter in parameters:
+    for parameter, hook in zip(parameters, hooks, strict=True):
         parameter.requires_grad_(False)
+        hook.remove()
 
 
 @torch.no_grad()

@@ -4,62 +4,59 @@ Letters of shapes: H hidden, D kept hidden, C channels of a projection's input, 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-_ROWS = 1024
-"""Of a matrix that are held in float64 at a time."""
+from foundry.engine.prune.symmetric import Symmetric
+
+_ROWS = 512
+"""Of a float32 matrix that are in float64 at a time."""
 
 
-def refit(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, *, damping: float = 1e-3) -> Tensor:
+def refit(weight_HC: Tensor, gram: Symmetric, kept_K: Sequence[int], *, damping: float = 1e-3) -> Tensor:
     """The output projection on the kept channels that best imitates the whole one on the calibration text.
 
-    Minimises E|W x - W' x_K|^2, whose solution is W' = W C[:,K] (C[K,K] + lambda I)^-1 with C = E[x x^T]; lambda is
-    `damping` times the mean of C[K,K]'s diagonal. With R for the channels that go, that is W[:,K] + (W[:,R] C[R,K] -
-    lambda W[:,K]) (C[K,K] + lambda I)^-1, a product over R instead of all channels. Returns [H, K] in float32. Keeping
-    every channel returns W itself.
+    Minimises E|W x - W' x_K|^2, whose solution is W' = W C[:,K] (C[K,K] + lambda I)^-1 with C = E[x x^T], the `gram`
+    [C, C]; lambda is `damping` times the mean of C[K,K]'s diagonal. With R for the channels that go, that is W[:,K] +
+    (W[:,R] C[R,K] - lambda W[:,K]) (C[K,K] + lambda I)^-1, a product over R instead of all channels, in float64.
+    `kept_K` ascends. Returns [H, K] in float32. Keeping every channel returns W itself.
     """
-    kept_HK = weight_HC[:, kept_K].float()
+    device = weight_HC.device
+    kept_HK = weight_HC[:, torch.tensor(kept_K, device=device)].float()
     if len(kept_K) == weight_HC.shape[1]:
         return kept_HK
-    diagonal_K = gram_CC.diagonal()[kept_K].double()
-    if not diagonal_K.any():  # channels that the text never used, as of an expert that no token reached
-        return kept_HK
-    ridge = damping * diagonal_K.mean()
-    gone_R = (
-        torch.ones(len(gram_CC), dtype=torch.bool, device=gram_CC.device).index_fill(0, kept_K, False).nonzero()[:, 0]
-    )
+    gone_R = sorted(set(range(weight_HC.shape[1])).difference(kept_K))
     # Of a large layer each of these matrices takes gigabytes, so none is made twice, and what is solved is overwritten.
-    right_KH = kept_HK.double().mul_(-ridge).mT
-    gone_RH = weight_HC[:, gone_R].double().T
-    for rows in torch.split(torch.arange(len(kept_K), device=gram_CC.device), _ROWS):
-        right_KH[rows] += gram_CC[kept_K[rows]][:, gone_R].double() @ gone_RH
-    del gone_RH
-    change_KH = _solved(gram_CC, kept_K, ridge, right_KH)
-    return kept_HK.add_(change_KH.T)
+    inner_KK, cross_KR = gram.parts(kept_K, gone_R)
+    ridge = damping * float(inner_KK.diagonal().mean())
+    if not ridge:  # channels that the text never used, as of an expert that no token reached
+        return kept_HK
+    gone_HR = weight_HC[:, torch.tensor(gone_R, device=device)].double()
+    right_HK = torch.empty(kept_HK.shape, dtype=torch.float64, device=device)
+    for start in range(0, len(kept_K), _ROWS):
+        some = slice(start, start + _ROWS)
+        torch.mm(gone_HR, cross_KR[some].double().T, out=right_HK[:, some])
+        right_HK[:, some].sub_(kept_HK[:, some], alpha=ridge)
+    del gone_HR, cross_KR
+    return kept_HK.add_(_solved(inner_KK, ridge, right_HK.mT, gram, kept_K).T)
 
 
-def _solved(gram_CC: Tensor, kept_K: Tensor, ridge: Tensor, right_KH: Tensor) -> Tensor:
-    """(C[K,K] + ridge I)^-1 right in float64, by Cholesky in place: the right side is overwritten."""
-    lower_KK = _ridged(gram_CC, kept_K, ridge).mT  # symmetric, so its transpose is itself as LAPACK lays it out
+def _solved(inner_KK: Tensor, ridge: float, right_KH: Tensor, gram: Symmetric, kept_K: Sequence[int]) -> Tensor:
+    """(C[K,K] + ridge I)^-1 right by Cholesky in place: both are overwritten."""
+    inner_KK.diagonal().add_(ridge)
+    lower_KK = inner_KK.mT  # what is above the diagonal, as LAPACK lays out what is below it
     failed = torch.empty((), dtype=torch.int32, device=lower_KK.device)
     torch.linalg.cholesky_ex(lower_KK, out=(lower_KK, failed))
     if failed:  # float32 sums of very unequal channels may have left it not positive definite
-        solved_KH: Tensor = torch.linalg.solve(_ridged(gram_CC, kept_K, ridge), right_KH)
+        inner_KK, _ = gram.parts(kept_K, [])
+        inner_KK.diagonal().add_(ridge)
+        solved_KH: Tensor = torch.linalg.solve(inner_KK.triu() + inner_KK.triu(1).mT, right_KH)
         return solved_KH
     torch.linalg.solve_triangular(lower_KK, right_KH, upper=False, out=right_KH)
     torch.linalg.solve_triangular(lower_KK.mT, right_KH, upper=True, out=right_KH)
     return right_KH
-
-
-def _ridged(gram_CC: Tensor, kept_K: Tensor, ridge: Tensor) -> Tensor:
-    inner_KK = torch.empty(len(kept_K), len(kept_K), dtype=torch.float64, device=gram_CC.device)
-    for rows in torch.split(torch.arange(len(kept_K), device=gram_CC.device), _ROWS):
-        inner_KK[rows] = gram_CC[kept_K[rows]][:, kept_K].double()
-    inner_KK.diagonal().add_(ridge)
-    return inner_KK
 
 
 def ordered_axes(covariances: Iterable[Tensor], *, centred: bool) -> Tensor:
@@ -71,9 +68,8 @@ def ordered_axes(covariances: Iterable[Tensor], *, centred: bool) -> Tensor:
     """
     total_HH, count = None, 0
     for covariance_HH in covariances:  # one at a time: together they may be larger than memory
-        share_HH = covariance_HH.double()
-        share_HH = share_HH / share_HH.trace()
-        total_HH = share_HH if total_HH is None else total_HH.add_(share_HH)
+        total_HH = torch.zeros_like(covariance_HH, dtype=torch.float64) if total_HH is None else total_HH
+        total_HH.add_(covariance_HH.double().div_(covariance_HH.diagonal().sum(dtype=torch.float64)))
         count += 1
     assert total_HH is not None
     mean_HH = total_HH.div_(count)
@@ -107,11 +103,10 @@ def mean_free_axes(axes_HH: Tensor, keep: int) -> Tensor:
     return laid_HD.float()
 
 
-def kept_energy(covariance_HH: Tensor, axes_HD: Tensor) -> float:
+def kept_energy(covariance: Symmetric, axes_HD: Tensor) -> float:
     """The share of the stream's energy inside the kept directions, 0..1."""
-    covariance = covariance_HH.double()
-    axes = axes_HD.double()
-    return float(((covariance @ axes) * axes).sum() / covariance.trace())
+    inside, whole = covariance.inside(axes_HD)
+    return float(inside / whole)
 
 
 def norm_gain(energy: float, hidden: int, kept: int) -> float:
@@ -123,17 +118,15 @@ def norm_gain(energy: float, hidden: int, kept: int) -> float:
     return math.sqrt(energy * hidden / kept)
 
 
-def post_norm_gain(covariance_HH: Tensor, weight_H: Tensor, axes_HD: Tensor) -> float:
+def post_norm_gain(covariance: Symmetric, weight_H: Tensor, axes_HD: Tensor) -> float:
     """The weight of a norm behind a writer when the norm's own weights have moved into the writer.
 
     The teacher gives g y / rms(y), the student z / rms(z) times this, with z = g y on the kept axes: the mean ratio of
     the two lengths, sqrt((tr C_z / D) / (tr C_y / H)), from the covariance of y.
     """
-    covariance = covariance_HH.double()
     hidden, kept = axes_HD.shape
-    scaled_HD = weight_H.double()[:, None] * axes_HD.double()
-    inside = ((covariance @ scaled_HD) * scaled_HD).sum()
-    return math.sqrt(float(inside / kept / (covariance.trace() / hidden)))
+    inside, whole = covariance.inside(weight_H[:, None] * axes_HD)
+    return math.sqrt(float(inside / kept / (whole / hidden)))
 
 
 def nearest_input(matrix_OD: Tensor, wanted_O: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from foundry.engine.products import inner_dtype
 from foundry.engine.prune import repair
 from foundry.engine.prune.plan import kept_rows
 from foundry.engine.prune.statistics import Channels, Statistics, Stream
@@ -23,6 +24,9 @@ from foundry.intake.checkpoint import Checkpoint
 from foundry.spec.variant import PrunePlan
 from foundry.spec.weights import NORMS, READERS, WRITERS, Role, Weight
 from foundry.spec.weights import Tensor as TensorPlace
+
+_ROWS = 1024
+"""Of a matrix that are in float32 at a time while it is turned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,9 @@ class Slicer:
     plan: PrunePlan
     statistics: Statistics | None
     device: torch.device
-    piece_bytes: int = 2**26
+    dtype_of_products: torch.dtype = torch.float32
+    """In which a weight of this type is turned onto the new axes; sums are in float32."""
+    piece_bytes: int = 2**24
     """Of the matrices with a row for every token, how much is worked on at a time."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -72,8 +78,7 @@ class Slicer:
         """One tensor in the teacher's dtype; a plan that cuts nothing leaves it as it is."""
         source = self._source(place.weight, place)
         if "vocab" not in place.weight.dims or not self._cuts_hidden:
-            original = self._read(source)
-            return self._cut(place, original).to(original.dtype).contiguous()
+            return self._cut(place, self._read(source)).to(self._read.dtype(source)).contiguous()
         # Matrices with a row for every token are the largest, and each row is cut by itself.
         made = torch.empty(place.size, dtype=self.dtype(place), device=self.device)
         for rows, piece in self._read.pieces(source):
@@ -111,15 +116,19 @@ class Slicer:
     def _cut(self, place: TensorPlace, value: Tensor) -> Tensor:
         weight = place.weight
         if weight.role in WRITERS and not weight.is_bias:
-            value = self._output_projection(place, value)
-        else:
-            for axis, dimension in enumerate(weight.dims):
-                if dimension not in ("hidden", "vocab"):
-                    value = self._keep(place, value, axis)
+            # What it writes to comes first: a refit of fewer rows is less work, and gives the same.
+            return self._output_projection(place, self._on_stream(place, value))
+        for axis, dimension in enumerate(weight.dims):
+            if dimension not in ("hidden", "vocab"):
+                value = self._keep(place, value, axis)
+        return self._on_stream(place, value)
+
+    def _on_stream(self, place: TensorPlace, value: Tensor) -> Tensor:
+        """Its hidden dimension as the student's stream has it."""
         if not self._cuts_hidden:
             return value
-        if weight.role in NORMS:
-            return self._norm_bias(place, value) if weight.is_bias else self._norm(place, value)
+        if place.weight.role in NORMS:
+            return self._norm_bias(place, value) if place.weight.is_bias else self._norm(place, value)
         return self._rotated(place, value) if self.plan.rotated else self._indexed(place, value)
 
     def _keep(self, place: TensorPlace, value: Tensor, axis: int) -> Tensor:
@@ -136,10 +145,9 @@ class Slicer:
         kept = kept_rows(self.plan, weight.dims[weight.input_axis], place.layer, place.expert)
         if "refit" not in self.plan.repair or len(kept) == value.shape[weight.input_axis]:
             return self._keep(place, value, weight.input_axis)
-        weight_HC = value.T if weight.input_axis == 0 else value
-        gram_CC = self._channels(place).gram_CC.to(self.device)
-        refitted_HK = repair.refit(weight_HC, gram_CC, torch.tensor(kept, device=self.device))
-        return refitted_HK.T if weight.input_axis == 0 else refitted_HK
+        weight_DC = value.T if weight.input_axis == 0 else value
+        refitted_DK = repair.refit(weight_DC, self._channels(place).gram, kept)
+        return refitted_DK.T if weight.input_axis == 0 else refitted_DK
 
     def _channels(self, place: TensorPlace) -> Channels:
         layer = self._found.layers[self._teacher_layer(place)]
@@ -158,22 +166,32 @@ class Slicer:
         it in the student: `_norm` makes up for that on average.
         """
         weight, role = place.weight, place.weight.role
-        value = value.float()
         if role in ("embedding", "positions"):
             if role == "embedding" and self.plan.shape.tied:
                 return self._tied.shared(*self._ends(value))
-            return value @ self.axes_HD * (self._embedding_gain if role == "embedding" else 1.0)
+            return self._turned(value) * (self._embedding_gain if role == "embedding" else 1.0)
         if role in WRITERS:
             hidden = 0 if weight.is_bias else weight.dims.index("hidden")
-            scaled = value.movedim(hidden, -1) * self._norm_weight(_BEHIND[role], place)
-            return (scaled @ self.axes_HD).movedim(-1, hidden)
+            norm_weight = self._norm_weight(_BEHIND[role], place)
+            return self._turned(value.movedim(hidden, -1), norm_weight).movedim(-1, hidden)
         norm = self.checkpoint.family.reads(role)
         if weight.is_bias:
-            return value + self._constant_of_norm(norm, place)
+            return value.float() + self._constant_of_norm(norm, place)
         if "hidden" not in weight.dims:
             return value
         hidden = weight.dims.index("hidden")
-        return ((value.movedim(hidden, -1) * self._norm_weight(norm, place)) @ self.axes_HD).movedim(-1, hidden)
+        return self._turned(value.movedim(hidden, -1), self._norm_weight(norm, place)).movedim(-1, hidden)
+
+    def _turned(self, value: Tensor, norm_weight: Tensor | None = None) -> Tensor:
+        """Rows [..., H] that a norm scales, on the student's axes [..., D], in float32; some at a time."""
+        axes_HD = self.axes_HD if norm_weight is None else norm_weight[..., None] * self.axes_HD
+        rows_NH = value.reshape(-1, value.shape[-1])
+        dtype = self.dtype_of_products if value.dtype == self.dtype_of_products else torch.float32
+        turned_ND = torch.empty(len(rows_NH), axes_HD.shape[1], device=self.device)
+        with inner_dtype(dtype, self.device):
+            for some_NH, into_ND in zip(torch.split(rows_NH, _ROWS), torch.split(turned_ND, _ROWS), strict=True):
+                torch.mm(some_NH.float(), axes_HD, out=into_ND)
+        return turned_ND.view(*value.shape[:-1], -1)
 
     def _norm(self, place: TensorPlace, value: Tensor) -> Tensor:
         family, role = self.checkpoint.family, place.weight.role
@@ -192,11 +210,10 @@ class Slicer:
         if role in _BEHIND.values() and self.plan.rotated:
             stream = self._stream(role, place)
             weight_H = self._norm_weight(role, place)
-            return repair.post_norm_gain(stream.covariance_HH.to(self.device), weight_H, self.axes_HD)
+            return repair.post_norm_gain(stream.covariance, weight_H, self.axes_HD)
         if "rescale" not in self.plan.repair:
             return 1.0
-        covariance_HH = self._stream(role, place).covariance_HH.to(self.device)
-        energy = repair.kept_energy(covariance_HH, self.axes_HD)
+        energy = repair.kept_energy(self._stream(role, place).covariance, self.axes_HD)
         return repair.norm_gain(energy, self.plan.teacher_shape.hidden, self.plan.shape.hidden)
 
     def _norm_bias(self, place: TensorPlace, value: Tensor) -> Tensor:
@@ -270,8 +287,7 @@ class Slicer:
 
     def _ends(self, embedding_VH: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of a tied matrix turned, once as the embedding and once as the head, whose norm moves into it."""
-        embedding = embedding_VH.float()
-        return embedding @ self.axes_HD * self._embedding_gain, (embedding * self._final_norm_H) @ self.axes_HD
+        return self._turned(embedding_VH) * self._embedding_gain, self._turned(embedding_VH, self._final_norm_H)
 
     @cached_property
     def _final_norm_H(self) -> Tensor:

@@ -119,10 +119,12 @@ def check_room(checkpoint: Checkpoint, texts: Texts, scratch: Path, context: Run
     statistics = bytes_of_layer(family, shape)
     outside = family.parameter_count(shape.model_copy(update={"layers": 0}), checkpoint.present)
     layer = (family.parameter_count(shape, checkpoint.present) - outside) // shape.layers
-    heads = 2 * shape.vocab * shape.hidden * (context.dtype.itemsize + (4 if context.device.type == "cpu" else 0))
-    # A layer that learns has four float32 values for each weight, the last one beside both heads; matrices are solved
-    # in float64.
-    memory = max(16 * layer + heads, 4 * layer + 3 * statistics)
+    # Both heads; as much is an embedding and the copy of it that a model takes.
+    ends = 2 * shape.vocab * shape.hidden * context.dtype.itemsize
+    # A layer that learns has three float32 values for each weight and what it was before; the last one lies beside both
+    # heads, but for a CPU, which leaves them in files. Matrices are solved in float64.
+    learning = 14 * layer + (ends if context.device.type != "cpu" else 0)
+    memory = max(learning, ends, 4 * layer + 3 * statistics)
     if memory > (free := _free_memory(context.device)):
         raise OutOfMemory(
             f"pruning one layer of this teacher takes {memory / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; use a "

@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from foundry.engine.prune import repair
-from foundry.engine.prune.symmetric import panel_bytes, whole
+from foundry.engine.prune.symmetric import Symmetric, panel_bytes
+from foundry.engine.tensors import read_tensor
+from foundry.intake.safetensors import TensorEntry, read_header
 from foundry.spec.family import Family
 from foundry.spec.weights import Role, Shape
 
@@ -23,24 +24,25 @@ POST_NORMS: tuple[Role, ...] = ("attention_post_norm", "ffn_post_norm")
 class Stored:
     """Tensors of one file, read one by one."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, device: torch.device) -> None:
+        """Matrices come to `device`; scores, from which indices are chosen, to the CPU."""
+        self._path, self._device = path, device
 
     def __call__(self, name: str) -> Tensor:
-        with safe_open(self._path, framework="pt") as file:
-            value: Tensor = file.get_tensor(name)
-        return value
+        return read_tensor(self._entries[name], torch.device("cpu"))
 
-    def matrix(self, name: str) -> Tensor:
-        """A symmetric matrix out of its panels."""
-        with safe_open(self._path, framework="pt") as file:
-            names = file.keys()
-            count = sum(one.startswith(f"{name}.") for one in names)
-            return whole(file.get_tensor(f"{name}.{number}") for number in range(count))
+    def matrix(self, name: str) -> Symmetric:
+        """A symmetric matrix, whose panels are read when they are needed."""
+        count = sum(one.startswith(f"{name}.") for one in self._entries)
+        entries = [self._entries[f"{name}.{number}"] for number in range(count)]
+        return Symmetric(lambda: (read_tensor(entry, self._device) for entry in entries))
 
     def names(self) -> list[str]:
-        with safe_open(self._path, framework="pt") as file:
-            return list(file.keys())
+        return list(self._entries)
+
+    @cached_property
+    def _entries(self) -> dict[str, TensorEntry]:
+        return read_header(self._path)
 
 
 class Channels:
@@ -53,8 +55,8 @@ class Channels:
         2407.14679, section 2.2)."""
 
     @property
-    def gram_CC(self) -> Tensor:
-        """sum x x^T over all positions, for the least-squares refit."""
+    def gram(self) -> Symmetric:
+        """[C, C]: sum x x^T over all positions, for the least-squares refit."""
         return self._stored.matrix(f"{self._name}.gram")
 
 
@@ -67,16 +69,16 @@ class Stream:
         """The Minitron statistic of what the readers see there."""
 
     @property
-    def covariance_HH(self) -> Tensor:
-        """sum x x^T of the stream; without its mean over dimensions where layer norms read it."""
+    def covariance(self) -> Symmetric:
+        """[H, H]: sum x x^T of the stream; without its mean over dimensions where layer norms read it."""
         return self._stored.matrix(f"{self._name}.covariance")
 
 
 class LayerStatistics:
     """What was found in one layer."""
 
-    def __init__(self, path: Path, experts: int) -> None:
-        stored = Stored(path)
+    def __init__(self, path: Path, experts: int, device: torch.device) -> None:
+        stored = Stored(path, device)
         self.attention = Channels(stored, "attention")
         self.ffn = [Channels(stored, f"ffn.{expert}") for expert in range(max(1, experts))]
         """One of each expert; one alone in a dense model."""
@@ -113,7 +115,7 @@ class Statistics:
     def axes_HH(self) -> Tensor:
         """Orthonormal columns, those first that carry most of the stream where something reads it, in float64."""
         places = [*self._read_streams(), self.final_norm]
-        return repair.ordered_axes((stream.covariance_HH for stream in places), centred=self.centred)
+        return repair.ordered_axes((stream.covariance.whole() for stream in places), centred=self.centred)
 
     def _read_streams(self) -> Iterator[Stream]:
         for layer in self.layers:

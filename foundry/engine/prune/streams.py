@@ -1,13 +1,15 @@
-"""Residual streams on disk: what goes into one layer, for every row of a text.
+"""Residual streams on disk: what goes into one layer, for every row of a text; and flushes beside the work.
 
 N rows of a text, B some of them, S positions, H hidden.
 """
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -58,3 +60,31 @@ def new_stream(
     if durable:
         stream.sync()
     aside.replace(path)
+
+
+class Behind:
+    """One task at a time in a thread of its own: the flush of a layer to the disk while the next layer is worked on.
+
+    A task begins when the one before it is done, and what that has raised is raised then, or at the end.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def __call__(self, task: Callable[[], None]) -> None:
+        self._wait()
+        self._last = self._thread.submit(task)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self._wait()
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last:
+            last.result()

@@ -12,6 +12,7 @@ from foundry.engine.prune.choose import choose_shape
 from foundry.engine.prune.plan import best, best_heads, make_plan
 from foundry.engine.prune.slicer import Slicer
 from foundry.engine.prune.statistics import Statistics
+from foundry.engine.prune.symmetric import Symmetric
 from foundry.engine.tensors import CheckpointWriter, Entry, write_sharded
 from foundry.engine.workspace import write_json
 from foundry.errors import DamagedCheckpoint
@@ -140,7 +141,7 @@ def test_refit_is_exact_when_lost_channels_depend_on_kept_ones() -> None:
     kept_TK = torch.randn(500, 12, generator=generator)
     x_TC = torch.cat([kept_TK, kept_TK @ torch.randn(12, 4, generator=generator)], dim=1)
     weight_HC = torch.randn(8, 16, generator=generator)
-    refitted_HK = repair.refit(weight_HC, x_TC.T @ x_TC, torch.arange(12), damping=1e-9)
+    refitted_HK = repair.refit(weight_HC, Symmetric.of(x_TC.T @ x_TC), range(12), damping=1e-9)
     torch.testing.assert_close(kept_TK @ refitted_HK.T, x_TC @ weight_HC.T, rtol=1e-3, atol=1e-3)
 
 
@@ -153,27 +154,29 @@ def test_refit_solves_the_damped_normal_equations(spread: float) -> None:
     gram_CC[0] *= spread
     gram_CC[:, 0] *= spread
     gram_CC[0, 0] *= spread
-    kept = torch.tensor([0, 2, 3, 7, 8, 11])
+    kept = [0, 2, 3, 7, 8, 11]
     inner_KK = gram_CC[kept][:, kept].double()
     inner_KK += 1e-3 * inner_KK.diagonal().mean() * torch.eye(len(kept))
     expected_HK = weight_HC.double() @ gram_CC[:, kept].double() @ inner_KK.inverse()
-    torch.testing.assert_close(repair.refit(weight_HC, gram_CC, kept), expected_HK.float(), rtol=1e-4, atol=1e-5)
+    found_HK = repair.refit(weight_HC, Symmetric.of(gram_CC), kept)
+    torch.testing.assert_close(found_HK, expected_HK.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_refit_keeps_the_weights_of_channels_that_the_text_never_used() -> None:
     """As of an expert that no token reached."""
     weight_HC = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
-    kept = torch.arange(10)
-    assert torch.equal(repair.refit(weight_HC, torch.zeros(16, 16), kept), weight_HC[:, kept])
+    kept = range(10)
+    assert torch.equal(repair.refit(weight_HC, Symmetric.of(torch.zeros(16, 16)), kept), weight_HC[:, :10])
 
 
 def test_refit_beats_slicing_when_channels_are_correlated() -> None:
     generator = torch.Generator().manual_seed(0)
     x_TC = torch.randn(800, 16, generator=generator) @ torch.randn(16, 16, generator=generator)
-    weight_HC, kept = torch.randn(8, 16, generator=generator), torch.arange(10)
+    weight_HC = torch.randn(8, 16, generator=generator)
     dense = x_TC @ weight_HC.T
-    refitted = (x_TC[:, kept] @ repair.refit(weight_HC, x_TC.T @ x_TC, kept).T - dense).square().sum()
-    sliced = (x_TC[:, kept] @ weight_HC[:, kept].T - dense).square().sum()
+    refitted_HK = repair.refit(weight_HC, Symmetric.of(x_TC.T @ x_TC), range(10))
+    refitted = (x_TC[:, :10] @ refitted_HK.T - dense).square().sum()
+    sliced = (x_TC[:, :10] @ weight_HC[:, :10].T - dense).square().sum()
     assert refitted < 0.6 * sliced
 
 
@@ -182,7 +185,7 @@ def test_norm_gain_restores_the_magnitude_after_an_index_cut() -> None:
     generator = torch.Generator().manual_seed(0)
     x_TH = torch.randn(4000, 512, generator=generator) * torch.randn(512, generator=generator).exp()
     kept = x_TH.square().sum(dim=0).topk(384).indices
-    energy = repair.kept_energy(x_TH.T @ x_TH, torch.eye(512)[:, kept])
+    energy = repair.kept_energy(Symmetric.of(x_TH.T @ x_TH), torch.eye(512)[:, kept])
     dense = (x_TH / x_TH.square().mean(dim=1, keepdim=True).sqrt())[:, kept]
     sliced = x_TH[:, kept] / x_TH[:, kept].square().mean(dim=1, keepdim=True).sqrt()
 

@@ -134,6 +134,22 @@ def test_a_student_is_grown_anew_when_its_weights_are_gone(tmp_path: Path) -> No
     assert found[0] == found[1]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_gpu_makes_the_student_that_a_cpu_makes(tmp_path: Path, tied: bool) -> None:
+    folder = save(tmp_path / "teacher", new_model(tied=tied))
+    weights, kls = [], []
+    for device in ("cpu", "cuda"):
+        cutting = opened(folder, Prune(local_epochs=1), replace(CONTEXT, device=torch.device(device)))
+        shape = cutting.checkpoint.shape.model_copy(update={"hidden": 24, "ffn": 40})
+        slicer = cutting.slicer(cutting.plan(shape, ("refit", "rotate", "rescale")))
+        weights.append({name: value.cpu() for name, value in slicer.tensors()})
+        (tmp_path / device).mkdir()
+        kls.append(cutting.grow(cutting.plan(shape), tmp_path / device)[1])
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-4)
+    assert kls[1] == pytest.approx(kls[0], rel=0.05)
+
+
 @pytest.mark.parametrize("helps", [True, False])
 def test_a_repair_stays_out_where_the_cut_is_better_without_it(tmp_path: Path, helps: bool) -> None:
     """Where the stream spans the kept dimensions and no others, the norms' gain is exact; elsewhere it is a guess."""
