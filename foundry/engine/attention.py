@@ -20,17 +20,18 @@ _LARGEST_HEAD = 256
 """Of FlashAttention on accelerators, which also wants a multiple of 8."""
 
 
-def attend_within_documents(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def attend_within_documents(model: PreTrainedModel, dtype: torch.dtype, device: torch.device | None = None) -> None:
     """Let a model whose products run in `dtype` read packed rows document by document; nothing where it cannot.
 
     Outputs differ from masked attention by rounding alone. Only for batches whose positions restart at each document.
+    `device` is where the model will run, by default where it lies.
     """
-    if model.config._attn_implementation == "sdpa" and _is_possible(model, dtype):
+    if model.config._attn_implementation == "sdpa" and _is_possible(model, dtype, device or model.device):
         model.set_attn_implementation(_NAME)
 
 
-def _is_possible(model: PreTrainedModel, dtype: torch.dtype) -> bool:
-    config, device = model.config, next(model.parameters()).device
+def _is_possible(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> bool:
+    config = model.config
     drops = any(getattr(config, name, None) for name in ("attention_dropout", "attn_pdrop"))
     if drops or not hands_positions_on(model):
         return False

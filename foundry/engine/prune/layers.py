@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from foundry.engine.attention import attend_within_documents
 from foundry.engine.models import attention_of, trunk_and_head
 from foundry.engine.products import scaled_for_head
 from foundry.spec.family import Family
@@ -209,6 +210,7 @@ def _without_weights(config: Mapping[str, Any], device: torch.device, dtype: tor
     for module in model.modules():
         for key, buffer in module._buffers.items():
             module._buffers[key] = None if buffer is None else buffer.to(device)
+    attend_within_documents(model, dtype, device)
     return model.eval().requires_grad_(False)
 
 
