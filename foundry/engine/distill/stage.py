@@ -8,13 +8,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foundry.engine.attention import attend_within_documents
-from foundry.engine.compiled import can_compile, compile_layers
+from foundry.engine.compiled import compile_layers
 from foundry.engine.context import RunContext
 from foundry.engine.distill.checkpoints import digest_of
 from foundry.engine.distill.hidden import HiddenMatch, Pairs
 from foundry.engine.distill.launch import launch
 from foundry.engine.distill.learner import Learner
-from foundry.engine.distill.memory import Room, checkpoint_activations, moments_on_host
+from foundry.engine.distill.means import compiles, held_in, learns_on_host
+from foundry.engine.distill.memory import checkpoint_activations
 from foundry.engine.distill.objectives import Goal, match_saved, match_teacher
 from foundry.engine.distill.parallel import ALONE, Ranks, fill
 from foundry.engine.distill.sampled import sample, sampled_documents
@@ -27,10 +28,8 @@ from foundry.engine.models import load_model, load_tokenizer, local_folder, save
 from foundry.engine.norms import fuse_norms
 from foundry.engine.packed import Packed
 from foundry.engine.workspace import Workspace, sha256_of, write_json
-from foundry.errors import OutOfMemory
 from foundry.intake.checkpoint import checkpoint_sha256, context_limit
 from foundry.intake.documents import Document
-from foundry.spec.family import families
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.stages import Distill
@@ -38,8 +37,6 @@ from foundry.spec.variant import PrunePlan
 
 _EVALUATIONS = 10
 _MANY_EPOCHS = 20
-_WORTH_COMPILING = 2e17
-"""Operations of a run: some ten minutes on the fastest accelerators, longer on others."""
 
 
 def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
@@ -79,12 +76,12 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
     )  # fmt: skip
     _announce(schedule, len(students), context)
     pairs = {target: _pairs(config, target, workspace) for target in students}
-    on_host = _learns_on_host(config, [_plan(workspace, target) for target in students], context, ranks)
+    on_host = learns_on_host(config, [_plan(workspace, target) for target in students], context, ranks)
     learners = [
         _learner(target, folder, teacher, pairs[target], config, context, ranks, on_host=on_host)
         for target, folder in students.items()
     ]
-    if _compiles(config, teacher, [learner.model for learner in learners], schedule, context):
+    if compiles(config, teacher, [learner.model for learner in learners], schedule, context, ranks):
         for model in (teacher, *(learner.model for learner in learners)):
             compile_layers(model)
     watched = {layer for found in pairs.values() if found is not None for _, layer in found.layers}
@@ -156,18 +153,6 @@ def _texts(
     )
 
 
-def _compiles(
-    config: Distill, teacher: PreTrainedModel, students: Sequence[PreTrainedModel], schedule: Schedule,
-    context: RunContext,
-) -> bool:  # fmt: skip
-    """As told; by itself where the steps take far longer than compiling does. The same for every attempt at a job."""
-    if config.compile is not None or context.device.type != "cuda" or config.hidden is not None:
-        return bool(config.compile)
-    per_token: int = 2 * teacher.num_parameters() + 6 * sum(student.num_parameters() for student in students)
-    operations = per_token * schedule.steps * schedule.batch_tokens
-    return operations > _WORTH_COMPILING and can_compile(context.device)
-
-
 def _objective(
     config: Distill, teacher: PreTrainedModel, folder: Path, text: Packed, watched: Collection[int],
     workspace: Workspace, context: RunContext, ranks: Ranks,
@@ -210,7 +195,7 @@ def _learner(
     target: str, folder: Path, teacher: PreTrainedModel, pairs: Pairs | None, config: Distill, context: RunContext,
     ranks: Ranks, *, on_host: bool,
 ) -> Learner:  # fmt: skip
-    student = load_model(folder, dtype=_held(context, ranks), device=_loaded_to(context, ranks))
+    student = load_model(folder, dtype=held_in(context, ranks), device=_loaded_to(context, ranks))
     check_same_vocabulary(student, teacher)
     if config.gradient_checkpointing:
         checkpoint_activations(student)
@@ -223,29 +208,6 @@ def _learner(
         target, student, context.dtype, optimizer=config.optimizer, ema_decay=config.ema_decay,
         keeps_best=config.patience_looks is not None, hidden=hidden, ranks=ranks, on_host=on_host,
     )  # fmt: skip
-
-
-def _held(context: RunContext, ranks: Ranks) -> torch.dtype:
-    """What students are held in: the type of products, with float32 masters behind them; shards are float32."""
-    return context.dtype if ranks.mesh is None else torch.float32
-
-
-def _learns_on_host(config: Distill, plans: Sequence[PrunePlan], context: RunContext, ranks: Ranks) -> bool:
-    if context.device.type != "cuda" or _held(context, ranks) == torch.float32:
-        return False
-    parameters = sum(families()[plan.family].parameter_count(plan.shape) for plan in plans)
-    copies = (config.ema_decay is not None) + (config.patience_looks is not None)
-    if not moments_on_host(parameters, copies, Room.of(context.device)):
-        return False
-    if config.optimizer == "muon":
-        raise OutOfMemory(
-            f"distill: masters and momentum of {parameters:,} parameters do not fit on {context.device}, where Muon "
-            "needs them; choose AdamW (distill.optimizer), which can update in the machine's memory, or a machine with "
-            "several accelerators"
-        )
-    message = "distill: masters and moments lie in the machine's memory, for they do not fit beside the teacher"
-    context.report(EventType.LOG, message, stage="distill", parameters=parameters)
-    return True
 
 
 def _evaluate_steps(config: Distill, schedule: Schedule) -> int:

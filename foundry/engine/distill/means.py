@@ -1,0 +1,64 @@
+"""By what means students learn: the type they are held in, where their masters lie, whether layers are compiled."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from foundry.engine.compiled import can_compile
+from foundry.engine.context import RunContext
+from foundry.engine.distill.memory import Room, moments_on_host
+from foundry.engine.distill.parallel import Ranks
+from foundry.engine.distill.schedule import Schedule
+from foundry.errors import OutOfMemory
+from foundry.spec.family import families
+from foundry.spec.lifecycle import EventType
+from foundry.spec.stages import Distill
+from foundry.spec.variant import PrunePlan
+
+_WORTH_COMPILING = 2e17
+"""Operations of a run: some ten minutes on the fastest accelerators, longer on others."""
+
+
+def held_in(context: RunContext, ranks: Ranks) -> torch.dtype:
+    """The type of products, with float32 masters behind the weights; weights in shards are float32 themselves."""
+    return context.dtype if ranks.mesh is None else torch.float32
+
+
+def learns_on_host(config: Distill, plans: Sequence[PrunePlan], context: RunContext, ranks: Ranks) -> bool:
+    """Whether the students of these plans learn in the machine's memory; the teacher is on the accelerator already.
+
+    Raises `OutOfMemory` where they do not fit there either, or need an optimizer that cannot.
+    """
+    if context.device.type != "cuda" or held_in(context, ranks) == torch.float32:
+        return False
+    parameters = sum(families()[plan.family].parameter_count(plan.shape) for plan in plans)
+    copies = (config.ema_decay is not None) + (config.patience_looks is not None)
+    if not moments_on_host(parameters, copies, Room.of(context.device)):
+        return False
+    if config.optimizer == "muon":
+        raise OutOfMemory(
+            f"distill: masters and momentum of {parameters:,} parameters do not fit on {context.device}, where Muon "
+            "needs them; choose AdamW (distill.optimizer), which can update in the machine's memory, or a machine with "
+            "several accelerators"
+        )
+    message = "distill: masters and moments lie in the machine's memory, for they do not fit beside the teacher"
+    context.report(EventType.LOG, message, stage="distill", parameters=parameters)
+    return True
+
+
+def compiles(
+    config: Distill, teacher: PreTrainedModel, students: Sequence[PreTrainedModel], schedule: Schedule,
+    context: RunContext, ranks: Ranks,
+) -> bool:  # fmt: skip
+    """As told; by itself where the steps take far longer than compiling does. The same for every attempt at a job.
+
+    Several accelerators compute uncompiled.
+    """
+    if ranks.mesh is not None:
+        return False
+    if config.compile is not None or context.device.type != "cuda" or config.hidden is not None:
+        return bool(config.compile)
+    per_token: int = 2 * teacher.num_parameters() + 6 * sum(student.num_parameters() for student in students)
+    operations = per_token * schedule.steps * schedule.batch_tokens
+    return operations > _WORTH_COMPILING and can_compile(context.device)
