@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from foundry.engine.allocator import return_freed_memory
 from foundry.engine.models import attention_of, trunk_and_head
 from foundry.engine.products import scaled_for_head
 from foundry.spec.family import Family
@@ -141,12 +142,14 @@ class StreamedModel:
     def _fill(self, places: Collection[TensorPlace], dtype: torch.dtype) -> dict[str, nn.Parameter]:
         """Give parameters their weights; return what stood there before, by name."""
         before: dict[str, nn.Parameter] = {}
+        return_freed_memory()
         for place in places:
             name, index = self._home(place)
             if name not in before:
                 before[name] = self._model.get_parameter(name)
             if index is ...:
                 self._put(name, self._parameter(self._source(place), dtype))
+                return_freed_memory()  # a source may have made much more on its way to this
                 continue
             stack = self._model.get_parameter(name)
             if stack.is_meta:

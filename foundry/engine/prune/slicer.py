@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from foundry.engine.allocator import return_freed_memory
 from foundry.engine.products import inner_dtype
 from foundry.engine.prune import repair
 from foundry.engine.prune.plan import kept_rows
@@ -46,6 +47,7 @@ class Slicer:
         """Every tensor of the student."""
         for place in self.places:
             yield place.name, self.tensor(place)
+            return_freed_memory()  # a refit has made much more on its way to this
 
     def config(self) -> dict[str, Any]:
         """The student's config.json.
