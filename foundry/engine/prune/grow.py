@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foundry.engine.allocator import return_freed_memory
 from foundry.engine.context import RunContext
 from foundry.engine.products import inner_dtype
 from foundry.engine.prune.calibrate import Calibration
@@ -126,7 +125,7 @@ class Growth:
 
         def output(number: int) -> Tensor:
             self._context.heed()
-            return_freed_memory()  # what the batch before, or the layer's making, has left
+            self._student.return_memory()  # what the batch before, or the layer's making, has left
             stream_BSD = before[self._place(number)].to(self._context.device)
             with self._autocast():
                 return self._student.run(layer, self._inputs(number), stream_BSD)
@@ -192,7 +191,7 @@ class Growth:
                 with torch.no_grad():
                     goal_TH = theirs.hidden(wanted[rows].to(device))[targets_BS]
                 total, gradient_TD = divergence(read_TD, heads[0], goal_TH, heads[1], dtype)
-                return_freed_memory()  # of the logits, before the way back through the layer
+                self._student.return_memory()  # of the logits, before the way back through the layer
                 scale = 1 / max(1, len(labels_T))
                 if gradient_TD is None:
                     return total.float() * scale
