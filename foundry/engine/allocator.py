@@ -8,6 +8,7 @@ which is larger than what is in it.
 
 import ctypes
 import sys
+from typing import Any
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -15,7 +16,8 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20
 """glibc refuses more (HEAP_MAX_SIZE / 2); larger blocks are rare and the fault is then small beside the work."""
 
 
-_LEAST_RETURNED = 2 << 20
+_RETURNED = 4 << 20
+"""Of this size on, blocks go back as soon as they are free: weights of a large layer do, most activations do not."""
 
 
 def keep_freed_memory() -> bool:
@@ -23,15 +25,19 @@ def keep_freed_memory() -> bool:
     return _advise(trim=2**31 - 1, mmap=_LARGEST_MMAP_THRESHOLD)
 
 
-def return_freed_memory() -> bool:
-    """The reverse, for work whose peak counts: blocks of 2 MiB and more go back as soon as they are free."""
-    return _advise(trim=4 * _LEAST_RETURNED, mmap=_LEAST_RETURNED)
+def return_freed_memory() -> None:
+    """The reverse, for work whose peak counts: large blocks go back from now on, and what is free now goes at once.
+
+    The holes between what is used, too: for the borders between parts of the work, not for within them.
+    """
+    if _advise(trim=8 * _RETURNED, mmap=_RETURNED) and (trim := _of_glibc("malloc_trim")):
+        trim(0)
 
 
 def _advise(*, trim: int, mmap: int) -> bool:
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return bool(mallopt(_M_TRIM_THRESHOLD, trim)) and bool(mallopt(_M_MMAP_THRESHOLD, mmap))
+    mallopt = _of_glibc("mallopt")
+    return mallopt is not None and bool(mallopt(_M_TRIM_THRESHOLD, trim)) and bool(mallopt(_M_MMAP_THRESHOLD, mmap))
+
+
+def _of_glibc(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foundry.engine.allocator import return_freed_memory
 from foundry.engine.context import RunContext
 from foundry.engine.prune.calibrate import Calibration
 from foundry.engine.prune.choose import choose_shape
@@ -28,8 +27,6 @@ from foundry.spec.variant import Candidate, PrunePlan
 from foundry.spec.weights import Shape
 
 _MADE = "made.json"
-_LARGE_LAYER = 2**24
-"""Weights of a layer from which on memory counts for more than the time that it takes to ask for it anew."""
 
 
 class Cutting:
@@ -39,8 +36,6 @@ class Cutting:
         self, checkpoint: Checkpoint, texts: Texts, options: Prune, scratch: Path, context: RunContext
     ) -> None:
         """Calibrates. Raises `DamagedCheckpoint` for weights that give no numbers, `Stopped` when asked to stop."""
-        if _weights_of_layer(checkpoint) >= _LARGE_LAYER:
-            return_freed_memory()
         self.checkpoint, self.texts, self._options = checkpoint, texts, options
         self._scratch, self.context = scratch, context
         made = _how_made(checkpoint, texts, options, context)
@@ -188,12 +183,6 @@ class Cutting:
             known[key] = measure()
             write_json(path, known)
         return known[key]
-
-
-def _weights_of_layer(checkpoint: Checkpoint) -> int:
-    shape, present = checkpoint.shape, checkpoint.present
-    outside = checkpoint.family.parameter_count(shape.model_copy(update={"layers": 0}), present)
-    return (checkpoint.family.parameter_count(shape, present) - outside) // shape.layers
 
 
 def _how_made(checkpoint: Checkpoint, texts: Texts, options: Prune, context: RunContext) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from foundry.engine.tensors import CheckpointWriter, Reader
 from foundry.engine.workspace import read_json, write_json
 from foundry.spec.lifecycle import Progress
 
-_HEAD_BYTES = 2**24
-"""Of a head that stays on disk, how much is read at a time."""
+_HEAD_BYTES = 2**21
+"""Of a head that stays on disk, how much is read at a time: what caches hold."""
 
 Errors = list[tuple[float, float]]
 """Of each layer before and after its repair: relative and squared, of the last one its KL in nats per token."""
@@ -125,6 +125,7 @@ class Growth:
 
         def output(number: int) -> Tensor:
             self._context.heed()
+            self._student.return_memory()  # what the batch before, or the layer's making, has left
             stream_BSD = before[self._place(number)].to(self._context.device)
             with self._autocast():
                 return self._student.run(layer, self._inputs(number), stream_BSD)
@@ -190,6 +191,7 @@ class Growth:
                 with torch.no_grad():
                     goal_TH = theirs.hidden(wanted[rows].to(device))[targets_BS]
                 total, gradient_TD = divergence(read_TD, heads[0], goal_TH, heads[1], dtype)
+                self._student.return_memory()  # of the logits, before the way back through the layer
                 scale = 1 / max(1, len(labels_T))
                 if gradient_TD is None:
                     return total.float() * scale

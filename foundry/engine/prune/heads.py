@@ -15,7 +15,7 @@ from torch import Tensor
 from foundry.engine.distill.divergences import forward_kl
 from foundry.engine.products import chunk_tokens, operand, product, softmax
 
-_CHUNK_BYTES, _FEWEST_TOKENS = 2**24, 128
+_CHUNK_BYTES, _FEWEST_TOKENS = 2**23, 64
 """Of a chunk's logits on a CPU: few enough to hold four times, enough that the heads are not read for few tokens."""
 
 

@@ -5,6 +5,7 @@ has no weights. A layer's weights come from a source, a checkpoint or a slicer, 
 afterwards. So what is pruned may be larger than memory, and a teacher that fits takes the same way.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -17,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from foundry.engine.attention import attend_within_documents
+from foundry.engine.allocator import return_freed_memory
 from foundry.engine.models import attention_of, trunk_and_head
 from foundry.engine.products import scaled_for_head
 from foundry.spec.family import Family
@@ -26,6 +28,8 @@ from foundry.spec.weights import Tensor as TensorPlace
 Source = Callable[[TensorPlace], Tensor]
 """Gives the weight at a place of the model."""
 _Inputs = dict[str, Any]
+_LARGE_LAYER = 2**24
+"""Weights of a layer from which on its memory counts for more than the time that it takes to ask for it anew."""
 
 
 class End(NamedTuple):
@@ -104,6 +108,11 @@ class StreamedModel:
             finally:
                 module._parameters["weight"] = without
 
+    def return_memory(self) -> None:
+        """Between two parts of the work: what is free goes back, where layers are so large that it counts."""
+        if sum(math.prod(place.size) for place in self._places[0]) >= _LARGE_LAYER:
+            return_freed_memory()
+
     @property
     def head_place(self) -> TensorPlace:
         """The matrix that gives logits; of a tied model, the embedding."""
@@ -142,12 +151,14 @@ class StreamedModel:
     def _fill(self, places: Collection[TensorPlace], dtype: torch.dtype) -> dict[str, nn.Parameter]:
         """Give parameters their weights; return what stood there before, by name."""
         before: dict[str, nn.Parameter] = {}
+        self.return_memory()
         for place in places:
             name, index = self._home(place)
             if name not in before:
                 before[name] = self._model.get_parameter(name)
             if index is ...:
                 self._put(name, self._parameter(self._source(place), dtype))
+                self.return_memory()  # a source may have made much more on its way to this
                 continue
             stack = self._model.get_parameter(name)
             if stack.is_meta:

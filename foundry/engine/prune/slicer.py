@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from foundry.engine.allocator import return_freed_memory
 from foundry.engine.products import inner_dtype
 from foundry.engine.prune import repair
 from foundry.engine.prune.plan import kept_rows
@@ -25,6 +26,8 @@ from foundry.spec.variant import PrunePlan
 from foundry.spec.weights import NORMS, READERS, WRITERS, Role, Weight
 from foundry.spec.weights import Tensor as TensorPlace
 
+_LARGE = 2**21
+"""Numbers of a tensor behind which freed memory goes back."""
 _ROWS = 1024
 """Of a matrix that are in float32 at a time while it is turned."""
 
@@ -46,6 +49,8 @@ class Slicer:
         """Every tensor of the student."""
         for place in self.places:
             yield place.name, self.tensor(place)
+            if math.prod(place.size) >= _LARGE:
+                return_freed_memory()  # a refit has made much more on its way to this
 
     def config(self) -> dict[str, Any]:
         """The student's config.json.
