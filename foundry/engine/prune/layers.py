@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from foundry.engine.attention import attend_within_documents
 from foundry.engine.allocator import return_freed_memory
+from foundry.engine.attention import attend_within_documents
 from foundry.engine.models import attention_of, trunk_and_head
 from foundry.engine.products import scaled_for_head
 from foundry.spec.family import Family
