@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from foundry.engine.attention import attend_within_documents
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import pack
 from foundry.engine.distill.learner import Learner, Lesson
@@ -62,7 +63,9 @@ def new_learner(context: RunContext, *, held: torch.dtype = torch.float32, sizes
 
 def objective_of(context: RunContext, **sizes: int) -> Objective:
     """A live teacher, held as a job holds it."""
-    return match_teacher(new_model(0, **sizes).to(context.device, context.dtype), Goal(), context)
+    teacher = new_model(0, **sizes).to(context.device, context.dtype)
+    attend_within_documents(teacher, context.dtype)
+    return match_teacher(teacher, Goal(), context)
 
 
 def losses_of(history: History, key: str = "loss") -> list[float]:
