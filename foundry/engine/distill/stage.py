@@ -12,6 +12,7 @@ from foundry.engine.compiled import compile_layers
 from foundry.engine.context import RunContext
 from foundry.engine.distill.checkpoints import digest_of
 from foundry.engine.distill.hidden import HiddenMatch, Pairs
+from foundry.engine.distill.judge import has_helped
 from foundry.engine.distill.launch import launch
 from foundry.engine.distill.learner import Learner
 from foundry.engine.distill.means import compiles, held_in, learns_on_host
@@ -22,7 +23,7 @@ from foundry.engine.distill.sampled import sample, sampled_documents
 from foundry.engine.distill.schedule import Schedule, make_schedule, sequence_length
 from foundry.engine.distill.signal import Origin, SavedSignal, text_sha256
 from foundry.engine.distill.text import Texts, read_texts
-from foundry.engine.distill.trainer import History, Objective, Training, summary, train
+from foundry.engine.distill.trainer import Objective, Training, summary, train
 from foundry.engine.evaluate.compare import check_same_vocabulary
 from foundry.engine.models import load_model, load_tokenizer, local_folder, save_model, trunk_and_head
 from foundry.engine.norms import fuse_norms
@@ -96,35 +97,20 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
     histories = train(learners, training, workspace, context, ranks)
     for learner in learners:
         folder, source = workspace.stage("distill", learner.name), students[learner.name]
-        model = _gathered(learner.model, source, ranks) if ranks.mesh is not None else learner.model
+        model, history = learner.model, histories[learner.name]
+        if ranks.mesh is not None:
+            model = _gathered(model, source, ranks)
+        elif not has_helped(
+            learner.name, history, model, source, teacher_folder, texts.held_out, config, context
+        ):  # fmt: skip
+            model, history["shipped_step"] = load_model(source, dtype=torch.float32, device="cpu"), 0
         if ranks.is_first:
-            if not _helped(learner.name, histories[learner.name], config, context):
-                model = load_model(source, dtype=torch.float32, device="cpu")
             save_model(model, like=source, folder=folder / "model")
-            write_json(folder / "history.json", histories[learner.name])
+            write_json(folder / "history.json", history)
     if ranks.is_first:
         said = {"sampled_documents": len(sampled)} if sampled else {}
         workspace.finish("distill", targets={name: summary(history) | said for name, history in histories.items()})
         shutil.rmtree(_signal_folder(workspace), ignore_errors=True)
-
-
-def _helped(target: str, history: History, config: Distill, context: RunContext) -> bool:
-    """Whether a student predicts held-out text no worse than before; one that does worse is shipped as it was cut.
-
-    By reverse KL it may: who asks for that wants the likeliest, not everything.
-    """
-    said = summary(history)
-    before, after = said["held_out_loss_before"], said["held_out_loss_after"]
-    if after <= before or config.loss == "reverse_kl":
-        return True
-    message = (
-        f"distill: the held-out loss of {target!r} rose from {before:.4f} to {after:.4f} nats per token in "
-        f"{history['steps']:,} steps, so it is shipped as it was cut and repaired; give more text (distill.tokens) or "
-        f"lower distill.learning_rate (it peaks at {config.learning_rate:.3g})"
-    )
-    context.report(EventType.WARNING, message, level="warning", stage="distill", target=target, kept=False)
-    history["shipped_step"] = 0
-    return False
 
 
 def _loaded_to(context: RunContext, ranks: Ranks) -> torch.device:

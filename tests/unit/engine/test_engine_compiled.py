@@ -22,6 +22,12 @@ from tests.unit.engine.test_distill_trainer import assert_same_bits, new_trainin
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No processes that compile beside this one and stay: other tests count their children."""
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
+
+
 def new_run(context: RunContext, *, is_compiled: bool) -> tuple[Learner, Training]:
     teacher, student = (tiny.new_model(seed=seed, layers=1, ffn=ffn) for seed, ffn in ((1, 64), (2, 32)))
     fuse_norms(teacher)
@@ -38,10 +44,11 @@ def losses(history: History) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo's own
-@pytest.mark.skipif(not can_compile(CPU), reason="there is no C++ compiler")
 def test_a_compiled_run_learns_the_same_and_resumes_to_the_same_bits(
     context: RunContext, heard: Heard, tmp_path: Path
 ) -> None:
+    if not can_compile(CPU):
+        pytest.skip("there is no C++ compiler")
     learner, training = new_run(context, is_compiled=False)
     plain = train([learner], training, Workspace(tmp_path / "plain"), context)
     whole, training = new_run(context, is_compiled=True)
