@@ -1,9 +1,11 @@
 """Compiled layers learn what others do, and a machine that cannot compile says so before any work."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from foundry.engine import compiled
 from foundry.engine.compiled import can_compile, check_compiler, compile_layers
@@ -23,9 +25,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def alone() -> Iterator[None]:
     """No processes that compile beside this one and stay: other tests count their children."""
-    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
+    with inductor.patch(compile_threads=1):
+        yield
 
 
 def new_run(context: RunContext, *, is_compiled: bool) -> tuple[Learner, Training]:
