@@ -11,10 +11,8 @@ backward pass of the student, attention within documents; not what is computed a
 import argparse
 import json
 import os
-import random
 import tempfile
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,13 @@ import psutil
 import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
+from benchmarks.random_models import random_rows
 from foundry.engine.attention import attend_within_documents
 from foundry.engine.compiled import compile_layers
 from foundry.engine.context import RunContext
 from foundry.engine.distill.learner import Learner
-from foundry.engine.distill.memory import Room, moments_on_host, peak_bytes, total_bytes
+from foundry.engine.distill.means import learns_on_host
+from foundry.engine.distill.memory import peak_bytes, total_bytes
 from foundry.engine.distill.objectives import Goal, match_teacher
 from foundry.engine.distill.schedule import make_schedule
 from foundry.engine.distill.trainer import Training, train
@@ -66,12 +66,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     clock = _Clock(device)
     context = RunContext(emit=clock.hear, device=device, dtype=torch.bfloat16, seed=args.seed)
     torch.manual_seed(args.seed)
-    text = _text(args, args.batch_rows * args.steps)
+    vocabulary = _TEACHER["vocab_size"] // args.shrink
+    text = random_rows(vocabulary, args.batch_rows * args.steps, args.sequence_tokens, args.seed)
     teacher = _model(args, _TEACHER, device).eval()
     attend_within_documents(teacher, context.dtype)
     student = _model(args, _TEACHER | _STUDENT, device)
     parameters = student.num_parameters()
-    on_host = device.type == "cuda" and moments_on_host(parameters, 0, Room.of(device), loaded=True)
+    on_host = learns_on_host("distill", parameters, context, loaded=True)
     clock.say(f"{teacher.num_parameters():,} -> {parameters:,} parameters; masters on host: {on_host}")
     learner = _Timed("student", student, context.dtype, on_host=on_host)
     clock.say("masters are there")
@@ -84,7 +85,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         training = Training(
-            stage="distill", schedule=schedule, text=text, held_out=_text(args, 1),
+            stage="distill", schedule=schedule, text=text,
+            held_out=random_rows(vocabulary, 1, args.sequence_tokens, args.seed + 1),
             objective=match_teacher(teacher, Goal(), context), checkpoint_steps=args.steps + 1,
             evaluate_steps=args.steps, digest="benchmark",
         )  # fmt: skip
@@ -160,22 +162,6 @@ def _model(args: argparse.Namespace, shape: dict[str, Any], device: torch.device
     config = MistralConfig(**(shape | shrunk | {"num_hidden_layers": args.layers}))
     with torch.device(device):
         return MistralForCausalLM._from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
-
-
-def _text(args: argparse.Namespace, rows: int) -> Packed:
-    """Rows of random tokens, each of one to four documents."""
-    length, draw = args.sequence_tokens, random.Random(args.seed)
-    generator = torch.Generator().manual_seed(args.seed)
-    vocabulary = _TEACHER["vocab_size"] // args.shrink
-    ids_NS = torch.randint(0, vocabulary, (rows, length), generator=generator, dtype=torch.int32)
-    positions_NS = torch.empty_like(ids_NS)
-    targets_NS = torch.ones_like(ids_NS, dtype=torch.bool)
-    for row in range(rows):
-        bounds = [0, *sorted(draw.sample(range(1, length), draw.randint(0, 3))), length]
-        for start, stop in pairwise(bounds):
-            positions_NS[row, start:stop] = torch.arange(stop - start)
-            targets_NS[row, stop - 1] = False
-    return Packed(ids_NS, positions_NS, targets_NS, bytes=1)
 
 
 def _operations(teacher: PreTrainedModel, student: PreTrainedModel, text: Packed) -> float:

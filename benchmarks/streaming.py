@@ -121,12 +121,12 @@ def _step(step: str, folder: Path, args: argparse.Namespace) -> None:
     if device.type == "cpu":
         torch.set_num_threads(1)
     peak = _Peak()
-    started = time.monotonic()
+    started, before_s = time.monotonic(), time.process_time()
     _work(step, folder, args)
-    seconds = time.monotonic() - started
+    seconds, processor_s = time.monotonic() - started, time.process_time() - before_s
     on_device = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     # Not `ru_maxrss`, which begins at the peak of the process that has started this one.
-    found = _Found(seconds, time.process_time(), _status("VmHWM"), peak.stop(), on_device)
+    found = _Found(seconds, processor_s, _status("VmHWM"), peak.stop(), on_device)
     print(json.dumps(found._asdict()))
 
 

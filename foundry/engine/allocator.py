@@ -14,8 +14,6 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST_MMAP_THRESHOLD = 32 << 20
 """glibc refuses more (HEAP_MAX_SIZE / 2); larger blocks are rare and the fault is then small beside the work."""
-
-
 _RETURNED = 4 << 20
 """Of this size on, blocks go back as soon as they are free: weights of a large layer do, most activations do not."""
 

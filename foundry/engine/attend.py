@@ -12,6 +12,7 @@ B: rows, S: tokens of a row, T: B x S, A: query heads, K: key heads, D: size of 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -50,16 +51,27 @@ def attend_backward(
     documents = documents_of(positions_BS)
     longest = max(documents.lengths)
     drawn = torch.zeros(2, dtype=torch.uint64, device=q_TAD.device)  # for dropout, which there is none of
-    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
+    with _deterministic():
         gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
             gradient_TAD.contiguous(), q_TAD, k_TKD, v_TKD, out_TAD, log_sum_AT, documents.bounds, documents.bounds,
             longest, longest, 0.0, window == 0, drawn, drawn[:0], scale=scale, **_behind(window),
         )  # fmt: skip
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warns)
     return gradients
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Not `torch.use_deterministic_algorithms`, which switches Inductor too; and new tensors need not be filled."""
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = settings.fill_uninitialized_memory
+    torch._C._set_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch._C._set_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = fills
 
 
 def _behind(window: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ B: rows, S: tokens of a row, A: query heads, K: key heads, D: size of a head.
 """
 
 import inspect
+import warnings
 from functools import cache
 from typing import Any
 
@@ -38,7 +39,13 @@ def _is_possible(model: PreTrainedModel, dtype: torch.dtype, device: torch.devic
     if device.type == "cpu":
         return True
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return device.type == "cuda" and dtype in _HALF and size <= _LARGEST_HEAD and size % 8 == 0 and _has_flash(device)
+    return (
+        device.type == "cuda"
+        and dtype in _HALF
+        and size <= _LARGEST_HEAD
+        and size % 8 == 0
+        and _has_flash(device, size)
+    )
 
 
 def hands_positions_on(model: PreTrainedModel) -> bool:
@@ -50,24 +57,34 @@ def hands_positions_on(model: PreTrainedModel) -> bool:
 
 
 @cache
-def _has_flash(device: torch.device) -> bool:
+def _has_flash(device: torch.device, size: int) -> bool:
     """Whether an accelerator has a right kernel for both passes: tried, not read from its name."""
     positions_BS = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(8, heads, 64, generator=generator, requires_grad=True) for heads in (2, 1, 1)]
+    inputs = [torch.randn(8, heads, size, generator=generator, requires_grad=True) for heads in (2, 1, 1)]
     try:
         there = [tensor.detach().to(device, torch.bfloat16).requires_grad_() for tensor in inputs]
         found = _passes(there, positions_BS.to(device))
-    except RuntimeError:
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AttributeError) as error:
+        warnings.warn(f"no FlashAttention on {device}, so attention goes by masks, slowly: {error}", stacklevel=2)
         return False
     known = _passes(inputs, positions_BS)
-    return all(torch.allclose(one.float().cpu(), other, atol=0.1) for one, other in zip(found, known, strict=True))
+    is_right = all(_are_near(one.float().cpu(), other) for one, other in zip(found, known, strict=True))
+    if not is_right:
+        warnings.warn(f"FlashAttention on {device} is wrong, so attention goes by masks, slowly", stacklevel=2)
+    return is_right
+
+
+def _are_near(rounded: Tensor, exact: Tensor) -> bool:
+    return bool((rounded - exact).norm() <= 0.05 * exact.norm())
 
 
 @torch.enable_grad()
 def _passes(inputs: list[Tensor], positions_BS: Tensor) -> list[Tensor]:
     q_TAD, k_TKD, v_TKD = inputs
-    out_TAD, _ = attend(q_TAD, k_TKD, v_TKD, positions_BS, 0.125, 3)
+    out_TAD, _ = attend(q_TAD, k_TKD, v_TKD, positions_BS, q_TAD.shape[-1] ** -0.5, 3)
     return [out_TAD.detach(), *torch.autograd.grad(out_TAD.square().sum(), inputs)]
 
 
@@ -79,7 +96,10 @@ def _within_documents(
     rows, heads, length, size = query.shape
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-    q_TAD, k_TKD, v_TKD = (tensor.transpose(1, 2).flatten(0, 1).to(dtype) for tensor in (query, key, value))
+    # One row alone is still a view here, heads before tokens; compiled code relies on the layout that is promised.
+    q_TAD, k_TKD, v_TKD = (
+        tensor.transpose(1, 2).flatten(0, 1).to(dtype).contiguous() for tensor in (query, key, value)
+    )
     scale = size**-0.5 if scaling is None else scaling
     out_TAD, _ = attend(q_TAD, k_TKD, v_TKD, position_ids, scale, sliding_window or 0)
     return out_TAD.view(rows, length, heads, size), None

@@ -18,9 +18,11 @@ _KERNELS = 64
 def compile_layers(model: PreTrainedModel) -> None:
     """Compile every layer when it first runs, anew for each shape of batch; one layer's code serves all its likes.
 
-    Kernels are chosen by rule, not by trying, so that a resumed run computes with the same ones.
+    Kernels are chosen by rule, not by trying, so that a resumed run computes with the same ones. A family that the
+    compiler fails on stays as it is, and the compiler says so.
     """
     torch._dynamo.config.recompile_limit = _KERNELS
+    torch._dynamo.config.suppress_errors = True
     config = model.config.to_dict()
     family = family_of(config)
     for layer in range(family.shape_of(config).layers):
@@ -47,7 +49,7 @@ def can_compile(device: torch.device) -> bool:
 @cache
 def _why_not(device: torch.device) -> str | None:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch._dynamo.config.patch(suppress_errors=False):
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # PyTorch's compiler, of itself
             torch.compile(_something)(torch.ones(8, device=device))
     except Exception as error:  # of Dynamo, Inductor, Triton or the compiler that they start

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from foundry.engine.context import RunContext
 from foundry.engine.distill.checkpoints import digest_of
 from foundry.engine.distill.learner import Learner
-from foundry.engine.distill.memory import Room, moments_on_host
+from foundry.engine.distill.means import learns_on_host
 from foundry.engine.distill.objectives import predict_text
 from foundry.engine.distill.schedule import Schedule, make_schedule, sequence_length
 from foundry.engine.distill.text import Texts, read_texts
@@ -43,7 +43,9 @@ def correct(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         warmup_ratio=WARMUP_RATIO, seed=spec.seed,
     )  # fmt: skip
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
-    learner = Learner(_NAME, bare, context.dtype, on_host=_learns_on_host(model, context))
+    # An adapter is small, and float32 itself.
+    on_host = spec.correct.method == "full" and learns_on_host("correct", bare.num_parameters(), context, loaded=True)
+    learner = Learner(_NAME, bare, context.dtype, on_host=on_host)
     try:
         histories = train([learner], _training(spec, workspace, texts, schedule, context), workspace, context)
     except Diverged as error:
@@ -71,13 +73,6 @@ def _trainable(source: Path, config: Correct, seed: int, context: RunContext) ->
     if config.method == "full":
         return model
     return attach(model, rank=config.rank, alpha=2 * config.rank, dropout=0.0, seed=seed)
-
-
-def _learns_on_host(model: PreTrainedModel | PeftModel, context: RunContext) -> bool:
-    """Whether this is a whole teacher whose masters and moments do not fit beside it."""
-    if isinstance(model, PeftModel) or context.device.type != "cuda":
-        return False
-    return moments_on_host(model.num_parameters(), 0, Room.of(context.device), loaded=True)
 
 
 def _texts(

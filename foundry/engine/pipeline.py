@@ -56,7 +56,8 @@ def _carry_out(spec: JobSpec, workspace: Workspace, context: RunContext) -> None
     if not workspace.is_done("export"):
         check_formats(spec, workspace, context)
         check_suite(spec)
-    if spec.distill is not None and spec.distill.compile and not workspace.is_done("distill"):
+    compiles = spec.distill is not None and spec.distill.compile and context.accelerators == 1
+    if compiles and not workspace.is_done("distill"):
         check_compiler(context.device)
     for stage in STAGES:
         if getattr(spec, stage) is None or workspace.is_done(stage):

@@ -90,11 +90,11 @@ def read_at(file: int, value: Tensor, start: int) -> None:
     if not value.is_cuda:
         _read_bytes(file, flat, start)
         return
+    staged = torch.empty(min(len(flat), _STAGED_BYTES), dtype=torch.uint8, pin_memory=True)
     for done in range(0, len(flat), _STAGED_BYTES):
         piece = flat[done : done + _STAGED_BYTES]
-        staged = torch.empty(len(piece), dtype=torch.uint8, pin_memory=True)
-        _read_bytes(file, staged, start + done)
-        piece.copy_(staged, non_blocking=True)  # torch gives the pinned memory out again when the copy is done
+        _read_bytes(file, staged[: len(piece)], start + done)
+        piece.copy_(staged[: len(piece)])
 
 
 def _read_bytes(file: int, flat: Tensor, start: int) -> None:
@@ -112,10 +112,10 @@ def write_at(file: int, value: Tensor, start: int) -> None:
     if flat.device.type == "cpu":
         _write_bytes(file, flat, start)
         return
+    staged = torch.empty(min(len(flat), _STAGED_BYTES), dtype=torch.uint8, pin_memory=flat.is_cuda)
     for done in range(0, len(flat), _STAGED_BYTES):
         piece = flat[done : done + _STAGED_BYTES]
-        staged = torch.empty(len(piece), dtype=torch.uint8, pin_memory=piece.is_cuda)
-        _write_bytes(file, staged.copy_(piece), start + done)
+        _write_bytes(file, staged[: len(piece)].copy_(piece), start + done)
 
 
 def _write_bytes(file: int, flat: Tensor, start: int) -> None:

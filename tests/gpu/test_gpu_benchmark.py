@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from benchmarks import distillers
 from benchmarks.distillers import Measured, Setting
 from benchmarks.random_models import half_the_layers, random_rows, random_teacher
 from foundry.engine.distill.schedule import make_schedule
-from tests.gpu.conftest import DEVICE, needs_gpu
+from tests.gpu.conftest import DEVICE, IS_CUDA, needs_gpu
 
 pytestmark = needs_gpu
 
@@ -23,7 +24,7 @@ def new_setting() -> Setting:
     )
     return Setting(
         teacher=teacher, student=half_the_layers(teacher), text=text, held_out=held_out, schedule=schedule,
-        rows_at_a_time=2, measures_kl=True,
+        rows_at_a_time=2, measures_kl=True, dtype=torch.bfloat16 if IS_CUDA else torch.float32,
     )  # fmt: skip
 
 

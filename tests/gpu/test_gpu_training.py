@@ -97,7 +97,7 @@ def test_a_student_with_masters_learns_as_from_float32_weights(
     on_host: bool, context: RunContext, tmp_path: Path
 ) -> None:
     if not IS_CUDA:
-        pytest.skip("on a CPU students are held in float32")
+        pytest.skip("tests/unit/engine/test_distill_masters.py holds this on a CPU")
     here, histories = replace(context, dtype=torch.bfloat16), []
     for held, way in ((torch.float32, {}), (torch.bfloat16, {"on_host": on_host})):
         learner, folder = new_learner(here, held=held, **way), tmp_path / str(held)

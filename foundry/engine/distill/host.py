@@ -123,21 +123,22 @@ class _Return:
     """Gives the model its rounded masters; on leaving, all are there."""
 
     def __init__(self) -> None:
-        self._lane: _Lane | None = None
+        self._lanes: dict[torch.dtype, _Lane] = {}
         self._sent = 0
 
     def __enter__(self) -> "_Return":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lane is not None:
-            self._lane.wait()
+        for lane in self._lanes.values():
+            lane.wait()
 
     def __call__(self, master_N: Tensor, computing_N: Tensor) -> None:
         if computing_N.device.type == "cpu":
             computing_N.copy_(master_N)
             return
-        self._lane = self._lane or _Lane(computing_N.device, computing_N.dtype)
-        buffer_N = self._lane.buffer(self._sent, len(master_N))
-        self._lane.send(self._sent, buffer_N.copy_(master_N), computing_N)
+        if (lane := self._lanes.get(computing_N.dtype)) is None:
+            lane = self._lanes[computing_N.dtype] = _Lane(computing_N.device, computing_N.dtype)
+        buffer_N = lane.buffer(self._sent, len(master_N))
+        lane.send(self._sent, buffer_N.copy_(master_N), computing_N)
         self._sent += 1

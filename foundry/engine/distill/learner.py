@@ -1,4 +1,4 @@
-"""One model in training: float32 weights, gradients, optimizer, average, and their state as plain tensors.
+"""One model in training: its weights or float32 masters of them, gradients, optimizer, average, and their state.
 
 B: rows, S: tokens of a row, T: counted tokens, V: vocabulary, H: hidden.
 """

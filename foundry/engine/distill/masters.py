@@ -6,8 +6,10 @@ on the model's device. Masters and moments may lie in the machine's memory inste
 8.4e9 parameters they take 101 GB, and what stays on the accelerator, its weights and gradients, 50.
 """
 
+import weakref
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +27,9 @@ class Masters:
         }
         self.gradients: dict[str, Tensor] = {}
         """float32, on the device of the parameters."""
+        take = weakref.WeakMethod(self._take)  # a parameter that held on to its masters would never be freed
         for name, parameter in computing.items():
-            parameter.register_post_accumulate_grad_hook(partial(self._take, name))  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(partial(_hand, take, name))  # type: ignore[no-untyped-call]
 
     def add(self, name: str, gradient: Tensor) -> None:
         """Add to a parameter's gradient, which may become its own."""
@@ -43,8 +46,10 @@ class Masters:
                 self.weights[name].grad = gradient
 
     def forget(self) -> None:
-        """Drop the gradients."""
+        """Drop the gradients, those too that a failed backward pass has left with the parameters."""
         self.gradients.clear()
+        for parameter in self.computing.values():
+            parameter.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -53,6 +58,11 @@ class Masters:
             parameter.copy_(self.weights[name])
 
     def _take(self, name: str, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        self.add(name, parameter.grad)
-        parameter.grad = None
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        self.add(name, gradient)
+
+
+def _hand(take: "weakref.WeakMethod[Any]", name: str, parameter: Tensor) -> None:
+    if (method := take()) is not None:
+        method(name, parameter)

@@ -11,10 +11,8 @@ from foundry.engine.distill.memory import Room, moments_on_host
 from foundry.engine.distill.parallel import Ranks
 from foundry.engine.distill.schedule import Schedule
 from foundry.errors import OutOfMemory
-from foundry.spec.family import families
-from foundry.spec.lifecycle import EventType
-from foundry.spec.stages import Distill
-from foundry.spec.variant import PrunePlan
+from foundry.spec.lifecycle import EventType, StageName
+from foundry.spec.stages import Distill, OptimizerName
 
 _WORTH_COMPILING = 2e17
 """Operations of a run: some ten minutes on the fastest accelerators, longer on others."""
@@ -25,25 +23,27 @@ def held_in(context: RunContext, ranks: Ranks) -> torch.dtype:
     return context.dtype if ranks.mesh is None else torch.float32
 
 
-def learns_on_host(config: Distill, plans: Sequence[PrunePlan], context: RunContext, ranks: Ranks) -> bool:
-    """Whether the students of these plans learn in the machine's memory; the teacher is on the accelerator already.
+def learns_on_host(
+    stage: StageName, parameters: int, context: RunContext, *, copies: int = 0, loaded: bool = False,
+    optimizer: OptimizerName = "adamw",
+) -> bool:  # fmt: skip
+    """Whether so many parameters, held in the type of products, learn in the machine's memory, and says so.
 
-    Raises `OutOfMemory` where they do not fit there either, or need an optimizer that cannot.
+    `copies` and `loaded` as in `moments_on_host`. Raises `OutOfMemory` where they do not fit there either, or need an
+    optimizer that cannot.
     """
-    if context.device.type != "cuda" or held_in(context, ranks) == torch.float32:
+    if context.device.type != "cuda" or context.dtype == torch.float32:
         return False
-    parameters = sum(families()[plan.family].parameter_count(plan.shape) for plan in plans)
-    copies = (config.ema_decay is not None) + (config.patience_looks is not None)
-    if not moments_on_host(parameters, copies, Room.of(context.device)):
+    if not moments_on_host(parameters, copies, Room.of(context.device), loaded=loaded):
         return False
-    if config.optimizer == "muon":
+    if optimizer == "muon":
         raise OutOfMemory(
-            f"distill: masters and momentum of {parameters:,} parameters do not fit on {context.device}, where Muon "
-            "needs them; choose AdamW (distill.optimizer), which can update in the machine's memory, or a machine with "
-            "several accelerators"
+            f"{stage}: masters and momentum of {parameters:,} parameters do not fit on {context.device}, where Muon "
+            f"needs them; choose AdamW ({stage}.optimizer), which can update in the machine's memory, or a machine "
+            "with several accelerators"
         )
-    message = "distill: masters and moments lie in the machine's memory, for they do not fit beside the teacher"
-    context.report(EventType.LOG, message, stage="distill", parameters=parameters)
+    message = f"{stage}: masters and moments lie in the machine's memory, for they do not fit on {context.device}"
+    context.report(EventType.LOG, message, stage=stage, parameters=parameters)
     return True
 
 

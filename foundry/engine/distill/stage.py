@@ -1,7 +1,7 @@
 """The distill stage: the students of all targets learn from one teacher in one loop."""
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from foundry.engine.packed import Packed
 from foundry.engine.workspace import Workspace, sha256_of, write_json
 from foundry.intake.checkpoint import checkpoint_sha256, context_limit
 from foundry.intake.documents import Document
+from foundry.spec.family import families
 from foundry.spec.job import JobSpec
 from foundry.spec.lifecycle import EventType
 from foundry.spec.stages import Distill
@@ -77,7 +78,10 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
     )  # fmt: skip
     _announce(schedule, len(students), context)
     pairs = {target: _pairs(config, target, workspace) for target in students}
-    on_host = learns_on_host(config, [_plan(workspace, target) for target in students], context, ranks)
+    on_host = ranks.mesh is None and learns_on_host(
+        "distill", _parameters(workspace, students), context, optimizer=config.optimizer,
+        copies=(config.ema_decay is not None) + (config.patience_looks is not None),
+    )  # fmt: skip
     learners = [
         _learner(target, folder, teacher, pairs[target], config, context, ranks, on_host=on_host)
         for target, folder in students.items()
@@ -168,6 +172,11 @@ def _students(spec: JobSpec, workspace: Workspace) -> dict[str, Path]:
 
 def _plan(workspace: Workspace, target: str) -> PrunePlan:
     return PrunePlan.model_validate_json((workspace.stage("prune", target) / "plan.json").read_text(encoding="utf-8"))
+
+
+def _parameters(workspace: Workspace, targets: Iterable[str]) -> int:
+    plans = [_plan(workspace, target) for target in targets]
+    return sum(families()[plan.family].parameter_count(plan.shape) for plan in plans)
 
 
 def _pairs(config: Distill, target: str, workspace: Workspace) -> Pairs | None:

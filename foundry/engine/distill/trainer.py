@@ -17,7 +17,7 @@ from foundry.engine.context import RunContext, Stopped
 from foundry.engine.distill import checkpoints
 from foundry.engine.distill.learner import Learner, Lesson
 from foundry.engine.distill.logbook import Logbook
-from foundry.engine.distill.memory import is_out_of_memory, micro_batch_rows, peak_bytes
+from foundry.engine.distill.memory import Fit, is_out_of_memory, micro_batch_rows, peak_bytes
 from foundry.engine.distill.parallel import ALONE, Ranks
 from foundry.engine.distill.schedule import Schedule
 from foundry.engine.evaluate.compare import compare
@@ -92,19 +92,20 @@ class _Loop:
     ) -> None:
         self._learners, self._training, self._workspace, self._context = learners, training, workspace, context
         self._ranks = ranks
+        # Before anything is restored: what fits must not depend on where a run was interrupted.
+        fit = micro_batch_rows(learners, training.text, context.device)
         self.done, progress = checkpoints.restore(workspace, training.stage, learners, training.digest, context, ranks)
         self._saved = self.done
         schedule = training.schedule
         self._schedule = schedule.shortened(int(progress.get("steps", schedule.steps)))
-        self._micro_rows = self._fitting_rows(progress.get("micro_rows"))
+        self._micro_rows = self._fitting_rows(fit, progress.get("micro_rows"))
         self._log = Logbook([learner.name for learner in learners], progress)
         self._seconds: deque[float] = deque(maxlen=_SPEED_STEPS)
         self._started = time.monotonic() - progress.get("elapsed_s", 0.0)
 
-    def _fitting_rows(self, saved: int | None) -> int:
+    def _fitting_rows(self, fit: Fit, saved: int | None) -> int:
         """As many rows at a time as a run before took, else as many as fit; never more than a cap allows."""
         workspace, stage, ranks = self._workspace, self._training.stage, self._ranks
-        fit = micro_batch_rows(self._learners, self._training.text, self._context.device)
         most = math.ceil(self._schedule.batch_rows / ranks.size)
         fitting = max(1, min(fit.rows, most) // self._context.micro_batch_divisor)
         wanted = saved or workspace.micro_batch_rows(stage) or fitting
@@ -151,9 +152,10 @@ class _Loop:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self._ranks.size > 1:  # The others wait for this one within a layer: only a new start helps.
+                # The others wait for this one within a layer: only a new start helps.
+                if self._ranks.size > 1 or self._micro_rows == 1:
                     raise self._too_little_memory() from error
-                self._halve_micro_batch(error)
+            self._halve_micro_batch()  # out of the handler, which holds on to the failed pass
         rate = schedule.rate_at(step)
         for learner, loss in zip(self._learners, losses, strict=True):
             norm = learner.update(rate) if math.isfinite(loss) else math.nan
@@ -180,10 +182,8 @@ class _Loop:
                 losses[index] += learner.accumulate(batch, lesson)
         return self._ranks.averaged(losses)
 
-    def _halve_micro_batch(self, error: Exception) -> None:
+    def _halve_micro_batch(self) -> None:
         self._forget()
-        if self._micro_rows == 1:
-            raise self._too_little_memory() from error
         self._micro_rows = (self._micro_rows + 1) // 2
         self._workspace.note_micro_batch(self._training.stage, self._micro_rows)
         if self._context.device.type == "cuda":

@@ -1,5 +1,7 @@
 """Models held in bfloat16 learn through float32 masters, beside them or in the machine's memory."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +44,7 @@ def _shape(options: dict[str, Any]) -> dict[str, Any]:
     return {"tied": options.pop("tied")} if "tied" in options else {}
 
 
-def test_masters_gather_updates_that_bfloat16_would_lose(half: RunContext, tmp_path: Path) -> None:
+def test_masters_gather_updates_that_bfloat16_would_lose(half: RunContext) -> None:
     learner, whole = new_learner(), Learner("student", tiny.new_model(seed=3).to(HALF).float(), torch.float32)
     before = {name: weight.clone() for name, weight in learner.model.state_dict().items()}
     start = weights_of(learner)
@@ -159,3 +161,31 @@ def test_what_fits_nowhere_is_refused_with_both_numbers(accelerator: float, mach
     room = Room(accelerator=int(accelerator), held=int(24.5e9), host=int(machine))
     with pytest.raises(OutOfMemory, match=r"takes 50\.5 GB of the accelerator .* choose smaller or fewer targets"):
         moments_on_host(int(8.41e9), copies, room)
+
+
+def test_a_learner_that_nobody_needs_is_freed_with_its_masters() -> None:
+    learner = new_learner()
+    kept = [weakref.ref(tensor) for tensor in (*learner.model.parameters(), *learner.state().values())]
+    del learner
+    gc.collect()
+    assert [one for one in kept if one() is not None] == []
+
+
+def test_a_backward_pass_that_failed_leaves_no_gradient_behind(
+    half: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, batch = new_learner(), texts()[0].batch([0, 1])
+    learner.accumulate(batch, predict_text(half)(batch, 1 / 30))
+    once = {name: gradient.clone() for name, gradient in learner._masters.gradients.items()}
+    learner.forget()
+
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Masters, "add", no_room)
+        with pytest.raises(torch.OutOfMemoryError):
+            learner.accumulate(batch, predict_text(half)(batch, 1 / 30))
+    learner.forget()
+    learner.accumulate(batch, predict_text(half)(batch, 1 / 30))
+    assert_same_bits(learner._masters.gradients, once)
