@@ -41,7 +41,7 @@ class Slicer:
     statistics: Statistics | None
     device: torch.device
     dtype_of_products: torch.dtype = torch.float32
-    """In which a CPU may turn a weight of this type onto the new axes, with sums in float32; a GPU does it in float32."""
+    """In which a CPU may turn a weight of this type onto the new axes (with sums in float32); a GPU uses float32."""
     piece_bytes: int = 2**24
     """Of the matrices with a row for every token, how much is worked on at a time."""
 
