@@ -1,6 +1,6 @@
 # setup: the environment · demo: the main job, start to finish · test: everything CI runs · check: style and types
 # test-browser: the console in a headless Chromium (on Debian: apt-get install chromium npm); pictures in build/screenshots
-# test-gpu: what only a GPU shows; without one all of it is skipped
+# test-gpu: what only a GPU shows; it fails where there is none
 # test-chaos: parts of an installation killed at random moments (hours; ARGS make it shorter)
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: setup demo test test-chaos test-browser test-gpu check clean
-.PHONY: bench bench-prune bench-streaming bench-distill bench-tokens bench-quantise bench-api
+.PHONY: bench bench-prune bench-streaming bench-distill bench-large bench-tokens bench-quantise bench-api
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -72,6 +72,9 @@ bench-streaming: setup
 
 bench-distill: setup $(VENV)/.bench
 	@$(BIN)/python -W ignore -m benchmarks.distill $(ARGS)
+
+bench-large: setup
+	@$(BIN)/python -W ignore -m benchmarks.large $(ARGS)
 
 bench-tokens: setup
 	@$(BIN)/python -W ignore -m benchmarks.tokens $(ARGS)

@@ -1,4 +1,4 @@
-"""A Mistral NeMo 12B distilled into a Minitron 8B on one accelerator: does it fit, and how fast is it?
+"""A Mistral NeMo 12B distilled into a Minitron 8B on one accelerator: does it fit, how fast is it? `make bench-large`.
 
     python -m benchmarks.large --batch-rows 64 --steps 2
 
