@@ -40,7 +40,11 @@ def refit(weight_HC: Tensor, gram: Symmetric, kept_K: Sequence[int], *, damping:
         torch.mm(gone_HR, cross_KR[some].double().T, out=right_HK[:, some])
         right_HK[:, some].sub_(kept_HK[:, some], alpha=ridge)
     del gone_HR, cross_KR
-    return kept_HK.add_(_solved(inner_KK, ridge, right_HK.mT, gram, kept_K).T)
+    change_KH = _solved(inner_KK, ridge, right_HK.mT, gram, kept_K)
+    for start in range(0, len(kept_HK), _ROWS):  # adding float64 to float32 at once makes copies of both
+        some = slice(start, start + _ROWS)
+        kept_HK[some] += change_KH[:, some].T
+    return kept_HK
 
 
 def _solved(inner_KK: Tensor, ridge: float, right_KH: Tensor, gram: Symmetric, kept_K: Sequence[int]) -> Tensor:
