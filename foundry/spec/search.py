@@ -117,7 +117,8 @@ class Grid(NamedTuple):
             allowed -= {"hidden", "heads", "kv_heads"}
         lengths, attention = choices(teacher, allowed), _attention(teacher, allowed)
         if in_step:
-            lengths["hidden"] = [heads * teacher.head_dim for heads, _ in attention]
+            # Several pairs have as many heads, and not in falling order.
+            lengths["hidden"] = sorted({heads * teacher.head_dim for heads, _ in attention}, reverse=True)
         refused = family.hidden_multiple_of_heads and (family.carrier is None or bool(present))
         return cls(
             teacher, lengths["hidden"], attention, lengths["layers"], lengths["experts"], lengths["ffn"], in_step,

@@ -130,6 +130,23 @@ def test_shapes_within_equals_looking_at_every_shape(data: st.DataObject, teache
     assert len(found) == len(set(found)) and all(budget.share(family, shape, present) <= 1 for shape in found)
 
 
+@pytest.mark.parametrize("share", [0.2, 0.35, 0.5, 0.65, 0.8])
+def test_no_shape_is_dominated_where_heads_that_fill_hidden_go_with_several_numbers_of_kv_heads(share: float) -> None:
+    family = families()["glm"]
+    whole = Shape(layers=2, hidden=72, ffn=64, heads=9, kv_heads=3, head_dim=8, vocab=97, tied=False)
+    budget = Budget(target="t", format="gguf:q8_0", context_tokens=64, max_bytes=1)
+    limit = int(share * budget.used_bytes(family, whole, frozenset()))
+    axes: tuple[Axis, ...] = ("ffn", "heads", "hidden", "kv_heads")
+    ruler = Ruler(family, whole, budget, frozenset())
+    every = {Cut.of(shape) for shape in _every_shape(Teacher(family, whole, frozenset()), axes, budget.format)}
+    fitting = [cut for cut in every if ruler.used(cut) <= limit]
+    if not fitting:
+        limit = min(map(ruler.used, every))
+        fitting = [cut for cut in every if ruler.used(cut) <= limit]
+    found = shapes_within(family, whole, budget.model_copy(update={"max_bytes": limit}), axes)
+    assert {Cut.of(shape) for shape in found} == _undominated(fitting)
+
+
 def _undominated(cuts: list[Cut]) -> set[Cut]:
     """Those that no other has or exceeds along every axis; one that does comes earlier, for it is larger in all."""
     kept: list[Cut] = []
