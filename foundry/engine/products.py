@@ -59,8 +59,17 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def logits_of(hidden_TH: Tensor, head_VH: Tensor, softcap: float | None = None) -> Tensor:
     """Logits [T, V] in float32 from two operands; `cap * tanh(logits / cap)` where the family caps them."""
-    logits_TV = product(hidden_TH, head_VH.T)
+    return capped(product(hidden_TH, head_VH.T), softcap)
+
+
+def capped(logits_TV: Tensor, softcap: float | None) -> Tensor:
+    """Logits as their family caps them, if it does. Overwrites its input."""
     return logits_TV if softcap is None else logits_TV.div_(softcap).tanh_().mul_(softcap)
+
+
+def slope_of_cap(scaled_TV: Tensor, temperature: float, softcap: float | None) -> Tensor | None:
+    """d capped / d raw = 1 - tanh^2, from capped logits that are divided by a temperature; None without a cap."""
+    return None if softcap is None else 1 - (scaled_TV * (temperature / softcap)).square_()
 
 
 class Softmax(NamedTuple):

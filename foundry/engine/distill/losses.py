@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from foundry.engine.distill.divergences import Divergence
-from foundry.engine.products import Softmax, add_product, chunk_tokens, logits_of, operand, product, softmax
+from foundry.engine.products import (
+    Softmax,
+    add_product,
+    chunk_tokens,
+    logits_of,
+    operand,
+    product,
+    slope_of_cap,
+    softmax,
+)
 
 _FLOOR = -1e4
 """Stands for the log of 0 where an infinity would turn 0 x log 0 into no number."""
@@ -88,7 +97,7 @@ def match(
         logits_CV = walk.logits(part)
         gradient_CV = None if hard is None else _add_hard(walk, logits_CV.clone(), hard, part, scale)
         said = softmax(logits_CV, temperature)
-        slope_CV = _slope_of_cap(said.logits_TV, temperature, student.softcap)
+        slope_CV = slope_of_cap(said.logits_TV, temperature, student.softcap)
         if whole is not None:
             theirs = softmax(logits_of(whole.hidden_TG[part], whole.head.weight_VH, whole.head.softcap), temperature)
             loss_C, soft_CV = divergence(theirs, said)
@@ -111,7 +120,7 @@ def cross_entropy(
     walk = _Walk(hidden_TH, head, dtype, chunk)
     for part in walk.parts:
         logits_CV = walk.logits(part)
-        slope_CV = _slope_of_cap(logits_CV, 1.0, head.softcap)
+        slope_CV = slope_of_cap(logits_CV, 1.0, head.softcap)
         gradient_CV = _add_hard(walk, logits_CV, HardLabels(labels_T, 1.0), part, scale)
         walk.add(part, gradient_CV if slope_CV is None else gradient_CV.mul_(slope_CV))
     return walk.scored()
@@ -183,8 +192,3 @@ def _on_outcomes(teacher: TopK, student: Softmax, divergence: Divergence) -> tup
     loss_C, gradient_CO = divergence(softmax(theirs_CO), mine)
     share_C1 = gradient_CO[:, -1:] / rest_C1.clamp_min(torch.finfo(rest_C1.dtype).tiny)
     return loss_C, q_CV.mul_(share_C1).scatter_(1, teacher.ids_TK, gradient_CO[:, :-1])
-
-
-def _slope_of_cap(scaled_CV: Tensor, temperature: float, softcap: float | None) -> Tensor | None:
-    """d capped / d raw = 1 - tanh^2."""
-    return None if softcap is None else 1 - (scaled_CV * (temperature / softcap)).square_()

@@ -12,10 +12,11 @@ from foundry.engine.context import RunContext
 from foundry.engine.prune.calibrate import Calibration
 from foundry.engine.prune.choose import choose_shape
 from foundry.engine.prune.depth import choose_layers, losses_with
-from foundry.engine.prune.grow import Errors, Growth, Lesson, TeacherStreams
+from foundry.engine.prune.grow import Errors, Growth, Lesson
 from foundry.engine.prune.layers import StreamedModel
 from foundry.engine.prune.plan import make_plan
 from foundry.engine.prune.slicer import Slicer
+from foundry.engine.prune.teacher import TeacherStreams
 from foundry.engine.prune.texts import Texts
 from foundry.engine.tensors import CheckpointWriter, Reader
 from foundry.engine.workspace import read_json, write_json

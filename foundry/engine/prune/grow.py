@@ -223,7 +223,7 @@ class Growth:
 
     def _put_head_down(self, head_VD: Tensor) -> None:
         size = len(head_VD), 1, head_VD.shape[1]
-        with new_stream(self._head_file, size, self._context.dtype, durable=False) as file:
+        with new_stream(self._head_file, size, self._context.dtype, durable=self._writer is not None) as file:
             file[slice(0, len(head_VD))] = head_VD[:, None]
 
     def _place(self, number: int) -> slice:
@@ -265,47 +265,3 @@ class Growth:
     def _new_stream(self, layer: int) -> Any:
         size, dtype = self._size, self._context.dtype
         return new_stream(self._stream_file(layer), size, dtype, durable=self._writer is not None)
-
-
-class TeacherStreams:
-    """The teacher's streams of the whole calibration, moved up as they are asked for."""
-
-    def __init__(self, teacher: StreamedModel, texts: Texts, folder: Path, context: RunContext) -> None:
-        self._teacher, self._texts, self._folder, self._context = teacher, texts, folder, context
-
-    @torch.no_grad()
-    def before(self, layer: int) -> StreamFile:
-        """In front of a layer [N, S, H]. Raises `Stopped`."""
-        reached = self._reached()
-        if reached is None:
-            with self._teacher.beginning() as begin, self._new(0) as stream:
-                for rows in self._texts.batches(self._texts.calibration):
-                    stream[rows] = begin(self._texts.inputs(rows, self._context.device))
-            reached = 0
-        for number in range(reached, layer):
-            below = self._open(number)
-            with self._teacher.layer(number), self._new(number + 1) as above:
-                for rows in self._texts.batches(self._texts.calibration):
-                    self._context.heed()
-                    inputs = self._texts.inputs(rows, self._context.device)
-                    above[rows] = self._teacher.run(number, inputs, below[rows].to(self._context.device))
-            self._file(number).unlink()
-        return self._open(layer)
-
-    def _reached(self) -> int | None:
-        """The highest layer that a file stands in front of; after a crash there may be two."""
-        found = sorted(int(path.stem.removeprefix("teacher-")) for path in self._folder.glob("teacher-*.bin"))
-        return found[-1] if found else None
-
-    def _file(self, layer: int) -> Path:
-        return self._folder / f"teacher-{layer:04d}.bin"
-
-    @property
-    def _size(self) -> tuple[int, int, int]:
-        return self._texts.calibration_rows, self._texts.packed.sequence_tokens, self._teacher.shape.hidden
-
-    def _open(self, layer: int) -> StreamFile:
-        return StreamFile(self._file(layer), self._size, self._context.dtype)
-
-    def _new(self, layer: int) -> Any:
-        return new_stream(self._file(layer), self._size, self._context.dtype)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foundry.engine.distill.divergences import forward_kl
-from foundry.engine.products import chunk_tokens, operand, product, softmax
+from foundry.engine.products import capped, chunk_tokens, operand, product, slope_of_cap, softmax
 
 _CHUNK_BYTES, _FEWEST_TOKENS = 2**23, 64
 """Of a chunk's logits on a CPU: few enough to hold four times, enough that the heads are not read for few tokens."""
@@ -36,7 +36,7 @@ class HeadRows(NamedTuple):
         logits_CV = torch.empty(len(hidden_CH), self.vocabulary, device=hidden_CH.device)
         for rows, piece in self.pieces():
             logits_CV[:, rows] = product(operand(hidden_CH, dtype), operand(piece, dtype).T)
-        return logits_CV if self.softcap is None else logits_CV.div_(self.softcap).tanh_().mul_(self.softcap)
+        return capped(logits_CV, self.softcap)
 
     def back(self, gradient_CV: Tensor, dtype: torch.dtype) -> Tensor:
         """gradient @ head [C, H] in float32."""
@@ -61,7 +61,7 @@ def divergence(
     with torch.no_grad():
         for some_CD, theirs_CH in zip(torch.split(student_TD, step), torch.split(teacher_TH, step), strict=True):
             said = softmax(student.logits(some_CD, dtype))
-            slope_CV = None if student.softcap is None else 1 - (said.logits_TV / student.softcap).square()
+            slope_CV = slope_of_cap(said.logits_TV, 1.0, student.softcap)
             loss_C, gradient_CV = forward_kl(softmax(teacher.logits(theirs_CH, dtype)), said)
             total += loss_C.double().sum()
             if wanted:
