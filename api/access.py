@@ -38,34 +38,44 @@ class ProjectBody(Body):
     """A new tenant."""
 
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    """1 to 64 of a-z, 0-9, dot, dash and underscore; once in an installation."""
     quota: Quota = Quota()
+    """Without it there is no limit."""
 
 
 class QuotaBody(Body):
     """What the project may use from now on; limits left out stay as they are, and null is no limit."""
 
     quota: Quota
+    """The limits to set."""
 
 
 class MemberBody(Body):
     """A person or a service that is to have keys of its own."""
 
     name: Label
+    """An address or a handle, once in a project."""
     role: Role
+    """How far the member's keys reach at most; not further than the caller's own."""
 
 
 class RoleBody(Body):
     """What the member may do from now on."""
 
     role: Role
+    """Not further than the caller's own key reaches."""
 
 
 class KeyBody(Body):
     """A new key. Without `scopes` it may do what its member's role, or else the caller's key, may do."""
 
     name: Label
+    """For people, such as the program that uses it."""
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1)] | None = None
+    """Not beyond the caller's own; null takes those of the caller but for `installation:admin`. The role of a member
+    bounds either."""
     member_id: str | None = None
+    """Whose key it is to be; null for a key that belongs to no member."""
     lives_s: Annotated[float, Field(gt=0, le=10 * _YEAR_S)] | None = None
     """Seconds until it ends by itself; None lives until it is revoked."""
 

@@ -12,6 +12,7 @@ _PAGE = """<!doctype html>
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
   code, summary b { font-family: ui-monospace, monospace } summary { cursor: pointer; padding: .3rem 0 }
   summary b { display: inline-block; min-width: 4rem } details { border-top: 1px solid #ddd }
+  section p { white-space: pre-line }
   table { border-collapse: collapse; margin: .5rem 0 1rem } td { padding: .1rem 1rem .1rem 0; vertical-align: top }
 </style>
 <h1>{{ info.title }} {{ info.version }}</h1>
@@ -28,14 +29,29 @@ _PAGE = """<!doctype html>
   {% for media_type in (operation.requestBody or {}).content %}
     <tr><td>body<td><code>{{ media_type }}</code><td>
     {% set name = ((operation.requestBody.content[media_type].schema or {})["$ref"] or "").split("/")[-1] %}
-    {% if name %}<code>{{ components.schemas[name].examples[0] | tojson }}</code>{% endif %}
+    {% if name %}<a href="#{{ name }}">{{ name }}</a>
+      <code>{{ components.schemas[name].examples[0] | tojson }}</code>{% endif %}
   {% endfor %}
   {% for status, response in operation.responses.items() %}
+    {% set sent = response.content["application/json"].schema if "application/json" in (response.content or {}) %}
+    {% set name = ((sent or {})["$ref"] or "").split("/")[-1] %}
     <tr><td>{{ status }}<td>{{ response.content | join(", ") }}<td>{{ response.description }}
+      {% if name %}<a href="#{{ name }}">{{ name }}</a>{% endif %}
   {% endfor %}
   </table>
 </details>
 {% endfor %}{% endfor %}
+<h2>What the fields mean</h2>
+{% for name, schema in components.schemas | dictsort %}
+<section id="{{ name }}"><h3><code>{{ name }}</code></h3>
+  <p>{{ schema.description }}</p>
+  <table>
+  {% for field, said in (schema.properties or {}).items() %}
+    <tr><td><code>{{ field }}</code><td>{{ "required" if field in (schema.required or []) }}<td>{{ said.description }}
+  {% endfor %}
+  </table>
+</section>
+{% endfor %}
 </html>
 """
 

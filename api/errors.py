@@ -54,27 +54,38 @@ class FieldError(BaseModel):
     pointer: str
     """JSON pointer into the body; /query/NAME and /headers/NAME for what stands there."""
     code: str
+    """A word that stays the same, such as missing."""
     detail: str
+    """What is wrong with it, in words."""
 
 
 class Problem(BaseModel):
     """What went wrong, for people (`detail`) and for programs (`code`)."""
 
     type: str
+    """urn:foundry:problem: and the `code`."""
     title: str
+    """What kind of problem it is; the same for every problem of a `code`."""
     status: int
+    """Of the answer."""
     detail: str
+    """What is wrong in this case, and the way out."""
     instance: str
+    """The path of the request."""
     code: str
+    """A word that stays the same, such as not_found."""
     request_id: str
+    """`X-Request-Id` of the answer; the logs have it too."""
     retryable: bool
     """Whether the same request may succeed later."""
     errors: list[FieldError] = []
+    """The fields at fault; empty where none is."""
     line: int | None = None
     """Of a data file, counted from 1; null for Parquet, where `detail` names the row."""
     smallest_bytes: int | None = None
     """The least that a target's budget would have to be."""
     smallest_params: int | None = None
+    """The least parameters that a target's budget would have to allow."""
 
 
 def install(app: Flask) -> None:

@@ -16,13 +16,16 @@ class Alive(Resource):
     """The process answers."""
 
     status: str
+    """ok."""
 
 
 class Readiness(Resource):
     """Each thing the service needs: `ok`, or what is wrong."""
 
     status: str
+    """ready or not ready."""
     checks: dict[str, str]
+    """`database` and `disk`."""
 
 
 @health.get("/healthz")

@@ -36,14 +36,18 @@ class FolderSource(Body):
     """A folder that the operator allows."""
 
     kind: Literal["folder"]
+    """A folder of the service."""
     path: Annotated[str, Field(min_length=1, max_length=1024)]
+    """Absolute, or relative to a root that the operator allows."""
 
 
 class HubSource(Body):
     """A model on the hub, pinned: what a name or a branch stands for there can change."""
 
     kind: Literal["hub"]
+    """A model on the hub."""
     repository: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$", max_length=200)]
+    """ORG/NAME."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
     """The commit, 40 hexadecimal digits."""
 
@@ -52,6 +56,7 @@ class UploadSource(Body):
     """Files that were uploaded with the purpose `model_file`."""
 
     kind: Literal["upload"]
+    """Files that were sent."""
     files: Annotated[dict[FileName, str], Field(min_length=1, max_length=1000)]
     """File name in the model's folder to upload id."""
 
@@ -60,7 +65,9 @@ class ModelBody(Body):
     """A teacher to register."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
+    """For people."""
     source: Annotated[FolderSource | HubSource | UploadSource, Field(discriminator="kind")]
+    """Where its files are."""
 
 
 @models.post("/models")

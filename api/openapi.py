@@ -22,6 +22,25 @@ DESCRIPTION = (
     "key: `Authorization: Bearer fdy_...`. Every answer that is not a success is a problem document (RFC 9457). "
     "Lists come in pages: give `next` as `after` for the following one."
 )
+_IN_PATH = {
+    "alias": "The name that points to a variant",
+    "dataset_id": "The id of a dataset, ds_...",
+    "delivery_id": "The id of a message to this endpoint, whd_...",
+    "endpoint_id": "The id of a webhook endpoint, whk_...",
+    "evaluation_id": "The id of an evaluation, eval_...",
+    "form": "json, html or md",
+    "job_id": "The id of a job, job_...",
+    "key_id": "The id of a key, key_...; never the key itself",
+    "member_id": "The id of a member, mem_...",
+    "model_id": "The id of a registered model, mdl_...",
+    "name": "The name of a device, as a job's `targets` name it",
+    "number": "Which part it is, counted from 1",
+    "path": "Of one file as in `files` of the variant, with forward slashes",
+    "project": "The id of a project, prj_...",
+    "upload_id": "The id of an upload, up_...",
+    "variant_id": "The id of a variant, var_...",
+}
+"""What a part of an address is; every view calls the same thing by the same name."""
 _BYTES = {"type": "string", "format": "binary"}
 _TEXT = {"type": "string"}
 _PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -130,6 +149,9 @@ _CLOSED = (
 
 def _complete_operation(operation: dict[str, Any], *, closed: bool, scope: Scope | None) -> None:
     responses = operation["responses"]
+    for parameter in operation["parameters"]:
+        if parameter["in"] == "path":
+            parameter["schema"]["description"] = _IN_PATH[parameter["name"]]
     operation["security"] = [{"key": [scope.value] if scope else []}] if closed else []
     if closed:
         operation["description"] = "\n\n".join(
@@ -182,6 +204,7 @@ def _inline(kind: type[BaseModel]) -> dict[str, Any]:
     """A schema that needs no other component: what it refers to stands in its own $defs."""
     schema = kind.model_json_schema(mode="serialization")
     definitions = schema.pop("$defs", {})
+    describe_fields(definitions | {kind.__name__: schema})
     expanded: dict[str, Any] = _expanded(schema, definitions)
     return expanded
 
@@ -189,6 +212,7 @@ def _inline(kind: type[BaseModel]) -> dict[str, Any]:
 def _expanded(node: Any, definitions: dict[str, Any]) -> Any:
     if isinstance(node, dict):
         if "$ref" in node:
-            return _expanded(definitions[node["$ref"].rsplit("/", 1)[1]], definitions)
+            here = {key: value for key, value in node.items() if key != "$ref"}  # what the field says of itself
+            return _expanded(definitions[node["$ref"].rsplit("/", 1)[1]], definitions) | here
         return {key: _expanded(value, definitions) for key, value in node.items()}
     return [_expanded(item, definitions) for item in node] if isinstance(node, list) else node

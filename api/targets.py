@@ -15,6 +15,7 @@ from foundry.spec.formats import FORMATS, parse_format
 from foundry.spec.job import RUNTIME_OVERHEAD_BYTES, CustomTarget
 from foundry.spec.record import Count, parse
 from foundry.spec.resources import Page, Resource, Target
+from foundry.spec.speed import Bandwidth, Compute, LeastSpeed
 
 targets = APIBlueprint("targets", __name__)
 
@@ -23,24 +24,31 @@ class FormatName(Resource):
     """One way to write a variant."""
 
     name: str
+    """What `formats` of a job names."""
     container: str
+    """safetensors, gguf or onnx."""
     quantisation: str
+    """How weights are written in it; empty for safetensors."""
 
 
 class TargetBody(Body):
     """A device. Exactly one of `max_bytes`, `max_params` and `memory_bytes` is given."""
 
     description: Annotated[str, Field(max_length=1000)] = ""
+    """For people."""
     max_bytes: Count | None = None
     """The file in the device format plus the KV cache at `context_tokens`."""
     max_params: Count | None = None
+    """Parameters of the model, in place of bytes."""
     memory_bytes: Count | None = None
     """What the model's process may take: file, cache and `runtime_overhead_bytes`."""
     runtime_overhead_bytes: Count = RUNTIME_OVERHEAD_BYTES
-    memory_bandwidth_bytes_per_s: Count | None = None
-    compute_ops_per_s: Count | None = None
-    minimum_tokens_per_s: Count | None = None
+    """What the runtime takes of `memory_bytes` for itself; without that it has no effect."""
+    memory_bandwidth_bytes_per_s: Bandwidth = None
+    compute_ops_per_s: Compute = None
+    minimum_tokens_per_s: LeastSpeed = None
     context_tokens: Count = 2048
+    """Length of the text whose KV cache has to fit; a teacher with less counts with its own."""
     format: str | None = None
     """The format the device runs; by default the job's first GGUF, else its first format."""
 

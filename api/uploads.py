@@ -29,6 +29,7 @@ class UploadBody(Body):
     name: Annotated[str, Field(min_length=1, max_length=200)]
     """For people; of a dataset the ending .jsonl, .parquet or .txt also says how the file is read."""
     purpose: UploadPurpose = "dataset"
+    """What the whole file becomes: a dataset, or a file of a model to register."""
     bytes: Annotated[int, Field(ge=1, lt=2**53)]
     """Of the whole file."""
     sha256: Digest | None = None

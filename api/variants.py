@@ -37,6 +37,7 @@ class AliasBody(Body):
     """Where the name is to point."""
 
     variant_id: Annotated[str, Field(min_length=1, max_length=200)]
+    """A variant of the project."""
 
 
 @variants.get("/variants")

@@ -26,14 +26,18 @@ class EndpointBody(Body):
     url: Url
     """https, of a public host; messages are never sent to private networks, and redirects are not followed."""
     events: HookedEvents = ("job.succeeded", "job.failed", "job.cancelled")
+    """What the endpoint is to hear of."""
 
 
 class EndpointChange(Body):
     """What is to be different; what is left out stays."""
 
     url: Url | None = None
+    """As of a new endpoint; null leaves it as it is."""
     events: HookedEvents | None = None
+    """In place of those before; null leaves them as they are."""
     enabled: bool | None = None
+    """False stops the messages, true starts them again; null leaves it as it is."""
 
 
 @webhooks.post("/webhook_endpoints")

@@ -15,7 +15,9 @@ class FormatEstimate(Resource):
     """The tensors of the student in one format; headers and tokenizer come on top."""
 
     format: str
+    """As in `formats` of the spec."""
     bytes: int
+    """Of all its tensors, by arithmetic."""
     adapter_bytes: int = 0
     """Of the LoRA adapter that the format's runtime loads beside them, from above; 0 without one."""
 
@@ -27,14 +29,19 @@ class TargetEstimate(Resource):
     """
 
     target: str
+    """As in `targets` of the spec."""
     budget: Budget
+    """What the target allows."""
     shape: Shape
+    """The student's lengths along every axis."""
     parameters: int
+    """Of the student."""
     parameters_ratio: float
     """Of the teacher's parameters."""
     cuts_nothing: bool
     """Whether the teacher fits as it is."""
     formats: tuple[FormatEstimate, ...]
+    """What the student takes in each format of the spec."""
     kv_cache_bytes: int
     """Of one sequence as long as the budget's context, in f16."""
     adapter_bytes: int = 0
@@ -58,9 +65,13 @@ class Estimate(Resource):
     """The answer to "what would this job give?"."""
 
     family: str
+    """The teacher's, as GET /v1/families lists them."""
     teacher_shape: Shape
+    """The teacher's lengths along every axis."""
     teacher_parameters: int
+    """By arithmetic from its shape."""
     targets: tuple[TargetEstimate, ...]
+    """In the order of the spec."""
 
 
 def estimate(

@@ -9,7 +9,7 @@ from foundry.errors import UnknownFormat, UnknownTask
 from foundry.spec.formats import FORMATS
 from foundry.spec.job import Text
 from foundry.spec.lifecycle import Progress, Status
-from foundry.spec.record import Count, Record
+from foundry.spec.record import Count, CreatedAt, Id, Record
 from foundry.spec.resources import Reason, Resource
 from foundry.spec.suite import Suite, SuiteResult, find_suite, nearest, only, suites, with_tasks
 from foundry.spec.variant import Metrics
@@ -39,6 +39,7 @@ class EvaluationSpec(Record):
     tokens: Count = 65_536
     """With `data`: how much held-out text is read."""
     name: Annotated[str, StringConstraints(max_length=200)] = ""
+    """For people; may be empty."""
 
     @field_validator("suite")
     @classmethod
@@ -85,6 +86,7 @@ class EvaluationResult(Record):
     """What was found so far; a task that is finished stays, whatever becomes of the rest."""
 
     benchmarks: SuiteResult | None = None
+    """Null where none were asked for, and until the first task is finished."""
     held_out: tuple[Metrics, ...] = ()
     """The model alone, or its teacher and then the model."""
 
@@ -92,16 +94,25 @@ class EvaluationResult(Record):
 class Evaluation(Resource):
     """One evaluation. It is carried out by the same workers as jobs, under the same quota, with the same life."""
 
-    id: str
+    id: Id
     name: str
+    """For people, from the spec; may be empty."""
     status: Status
+    """Where it stands, as of a job."""
     is_terminal: bool
+    """Whether it has ended: its status will not change."""
     status_reason: Reason | None = None
+    """Why it failed, or why it was paused without being asked to; else null."""
     spec: EvaluationSpec
+    """What was asked for, with every default."""
     progress: Progress | None = None
+    """Tasks of the suite that are done; null before the first, and where no suite runs."""
     attempt: int
     """How many times a worker has claimed it."""
     result: EvaluationResult | None = None
-    created_at: datetime
+    """What was found so far; null before the first finding."""
+    created_at: CreatedAt
     started_at: datetime | None = None
+    """When a worker first claimed it; null before."""
     finished_at: datetime | None = None
+    """When it ended; null until then."""

@@ -20,6 +20,7 @@ class Measured(Resource):
     """What earlier jobs of this installation took."""
 
     jobs: int
+    """How many were counted: of the latest 20 that succeeded, those whose training is known."""
     operations_per_s: float
     """Median over those jobs: operations that training needs by arithmetic, over the seconds of the attempts."""
 
@@ -34,6 +35,7 @@ class RunForecast(Resource):
     disk_free_bytes: int | None = None
     """The least that is free where the service keeps work and artifacts; None when they lie elsewhere."""
     disk_suffices: bool | None = None
+    """Whether what is free is as much as `disk_bytes`; null where that is not known."""
     training_operations: float
     """Floating-point operations of all training stages, by arithmetic."""
     duration_s: float | None = None
@@ -41,13 +43,16 @@ class RunForecast(Resource):
     cost: float | None = None
     """Duration at the operator's price for an hour; None without either."""
     currency: str | None = None
+    """Of `cost`, as the operator set it; null without a cost."""
     measured: Measured | None = None
+    """What `duration_s` is taken from; null while no job has succeeded here."""
 
 
 class JobEstimate(Estimate):
     """What a job would give, and what it would take."""
 
     run: RunForecast
+    """Memory, disk, time and cost."""
 
 
 def training_operations(spec: JobSpec, teacher_parameters: int, student_parameters: int) -> float:

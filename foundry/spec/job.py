@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, model_validat
 
 from foundry.spec.formats import parse_format
 from foundry.spec.record import Count, Record
-from foundry.spec.speed import Speed
+from foundry.spec.speed import Bandwidth, Compute, LeastSpeed, Speed
 from foundry.spec.stages import Correct, Distill, Evaluate, Export, Lora, Prune
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -22,16 +22,20 @@ class CustomTarget(Record):
     """A device that no profile describes: what fits is said by bytes, by parameters, or by the device's memory."""
 
     name: Name
+    """1 to 64 of a-z, 0-9, dot, dash and underscore."""
     max_bytes: Count | None = None
     """The file in the device format plus the KV cache at `context_tokens`."""
     max_params: Count | None = None
+    """Parameters of the model, in place of bytes."""
     memory_bytes: Count | None = None
     """What the model's process may take: file, cache and `runtime_overhead_bytes`."""
     runtime_overhead_bytes: Count = RUNTIME_OVERHEAD_BYTES
-    memory_bandwidth_bytes_per_s: Count | None = None
-    compute_ops_per_s: Count | None = None
-    minimum_tokens_per_s: Count | None = None
+    """What the runtime takes of `memory_bytes` for itself; without that it has no effect."""
+    memory_bandwidth_bytes_per_s: Bandwidth = None
+    compute_ops_per_s: Compute = None
+    minimum_tokens_per_s: LeastSpeed = None
     context_tokens: Count = 2048
+    """Length of the text whose KV cache has to fit; a teacher with less counts with its own."""
     format: str | None = None
     """The format the device runs; by default the job's first GGUF, else its first format."""
 
@@ -83,15 +87,26 @@ class JobSpec(Record):
     data: Text
     """A JSON Lines, Parquet or text file, or the id of an uploaded dataset."""
     targets: Annotated[tuple[Target, ...], Field(min_length=1, max_length=16)]
+    """What the variants are for, one each: the name of a profile, of a target of the project's own, or a device
+    described here."""
     name: Annotated[str, StringConstraints(max_length=200)] = ""
+    """For people; may be empty."""
     correct: Correct | None = None
+    """Null, the default, leaves the teacher as it is."""
     prune: Prune = Prune()
+    """Always run; a target that the teacher fits is not cut."""
     distill: Distill | None = Distill()
+    """Null leaves the weights as the cut and its repair made them."""
     lora: Lora | None = None
+    """Null, the default, fits no adapter."""
     evaluate: Evaluate = Evaluate()
+    """Always run: how much is measured of every model."""
     export: Export = Export()
+    """Always run: how the files are made and checked."""
     formats: Annotated[tuple[str, ...], Field(min_length=1)] = ("safetensors", "gguf:q4_k_m")
+    """What every variant ships in: safetensors, gguf:TYPE or onnx:TYPE as GET /v1/formats lists them."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of every random choice."""
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     """Among the project's own queued jobs the higher goes first; what other projects get does not depend on it."""
 

@@ -9,14 +9,13 @@ queued | running ──pause──▶ pausing ──▶ paused ──resume─�
 """
 
 from collections.abc import Mapping
-from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field
 
-from foundry.spec.record import Record
+from foundry.spec.record import CreatedAt, Id, Record
 
 
 class WorkKind(StrEnum):
@@ -30,13 +29,21 @@ class Status(StrEnum):
     """Where a job stands."""
 
     QUEUED = "queued"
+    """It waits for a worker."""
     RUNNING = "running"
+    """A worker has claimed it."""
     PAUSING = "pausing"
+    """Asked to wait; its worker writes a checkpoint."""
     PAUSED = "paused"
+    """It waits until it is resumed."""
     CANCELLING = "cancelling"
+    """Asked to stop; its worker has not let go yet."""
     SUCCEEDED = "succeeded"
+    """It has ended, and what it was to make is there."""
     FAILED = "failed"
+    """It has ended; `status_reason` says why."""
     CANCELLED = "cancelled"
+    """It has ended because somebody asked for that."""
 
     @property
     def is_terminal(self) -> bool:
@@ -62,28 +69,48 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = MappingProxyType(
 
 
 class EventType(StrEnum):
-    """What can happen to a job; the comment names the transition that an event goes with, if any."""
+    """What can happen to a job; the line under an event names the transition that it goes with, if any."""
 
-    SUBMITTED = "job.submitted"  # (nothing) -> queued
-    STARTED = "job.started"  # queued -> running, attempt + 1
-    REQUEUED = "job.requeued"  # running -> queued: the worker let go with a checkpoint
-    ATTEMPT_LOST = "attempt.lost"  # running -> queued: the lease ran out or the run was killed
-    CANCEL_REQUESTED = "job.cancel_requested"  # running | pausing -> cancelling
-    CANCELLED = "job.cancelled"  # queued | paused | cancelling -> cancelled
-    PAUSE_REQUESTED = "job.pause_requested"  # running -> pausing
-    PAUSED = "job.paused"  # queued | running | pausing -> paused
-    RESUMED = "job.resumed"  # paused -> queued
-    SUCCEEDED = "job.succeeded"  # running -> succeeded
-    FAILED = "job.failed"  # running -> failed
+    SUBMITTED = "job.submitted"
+    """(nothing) -> queued."""
+    STARTED = "job.started"
+    """queued -> running; the number of the attempt is one more."""
+    REQUEUED = "job.requeued"
+    """running -> queued: the worker let go with a checkpoint."""
+    ATTEMPT_LOST = "attempt.lost"
+    """running -> queued: the lease ran out or the run was killed."""
+    CANCEL_REQUESTED = "job.cancel_requested"
+    """running | pausing -> cancelling."""
+    CANCELLED = "job.cancelled"
+    """queued | paused | cancelling -> cancelled."""
+    PAUSE_REQUESTED = "job.pause_requested"
+    """running -> pausing."""
+    PAUSED = "job.paused"
+    """queued | running | pausing -> paused."""
+    RESUMED = "job.resumed"
+    """paused -> queued."""
+    SUCCEEDED = "job.succeeded"
+    """running | pausing -> succeeded."""
+    FAILED = "job.failed"
+    """running | pausing -> failed."""
     STAGE_STARTED = "stage.started"
+    """`data.stage` names it."""
     STAGE_COMPLETED = "stage.completed"
-    STAGE_SKIPPED = "stage.skipped"  # with the reason, for example: the teacher already fits the target
+    """`data.stage` names it."""
+    STAGE_SKIPPED = "stage.skipped"
+    """With the reason, for example: the teacher already fits the target."""
     PROGRESS = "progress"
+    """`data` says how far the stage is."""
     METRICS = "metrics"
+    """`data` has what was measured."""
     CHECKPOINT = "checkpoint.created"
+    """A run that is interrupted now goes on from here."""
     VARIANT_PUBLISHED = "variant.published"
+    """A variant can be downloaded."""
     WARNING = "warning"
+    """Something to look at."""
     LOG = "log"
+    """Something said on the way."""
 
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -99,13 +126,20 @@ class Progress(Record):
     """How far the current stage is. `step` counts from 1 to `steps`."""
 
     stage: StageName
+    """The stage at work."""
     step: int
+    """The steps that are done."""
     steps: int
+    """Of the stage, or of its `part`."""
     part: str | None = None
     """What of the stage has these steps, where it has several such runs: a target, or the calibration before it."""
     loss: float | None = None
+    """The stage's objective at the last step, in nats per token, as a mean over the students; null outside of
+    training."""
     held_out_loss: float | None = None
+    """Cross entropy on held-out text at the last look, in nats per token; null before the first."""
     tokens_per_s: float | None = None
+    """Training tokens, by the latest steps; null outside of training."""
     memory_bytes: int | None = None
     """The most that the run has held so far: on the accelerator, else in this process."""
     left_s: float | None = None
@@ -124,15 +158,22 @@ class RunEvent(Record):
 class JobEvent(Record):
     """One appended, never edited line of a job's history. `seq` counts from 1 without a gap."""
 
-    id: str
+    id: Id
     job_id: str
+    """The job or the evaluation that it belongs to."""
     seq: int
+    """Its number; `after` of a list and `Last-Event-ID` of a stream name it."""
     attempt: int
+    """The attempt that was the last then; 0 before the first."""
     type: EventType
+    """What happened."""
     level: Level
-    created_at: datetime
+    """How much it matters to a reader of the log."""
+    created_at: CreatedAt
     message: str
+    """What happened, in words."""
     data: dict[str, Any]
+    """The same for programs; its fields depend on `type`."""
 
 
 class ExitCode:

@@ -1,11 +1,10 @@
 """What a variant did on a device, and whether that is within a target's budget."""
 
-from datetime import datetime
 from typing import Annotated, NamedTuple
 
 from pydantic import ConfigDict, Field, field_validator
 
-from foundry.spec.record import Count, Record
+from foundry.spec.record import Count, CreatedAt, Id, Record
 from foundry.spec.resources import Resource
 from foundry.spec.target import Budget, over_budget
 from foundry.spec.variant import WITH_ADAPTER, Metrics, VariantManifest
@@ -48,18 +47,22 @@ class Judged(NamedTuple):
 class Measurement(Resource):
     """What a variant did on one machine, as whoever measured it says. The variant's own manifest stays as it is."""
 
-    id: str
+    id: Id
     variant_id: str
+    """The variant that was measured."""
     device: str | None = None
+    """What whoever measured it calls the device; null where it was not named."""
     target: str
     """Whose budget it was judged by."""
     context_tokens: int
+    """Of the cache while it was measured."""
     metrics: Metrics
+    """What was measured, with the hardware and the runtime."""
     fits_budget: bool | None = None
     """None where the figures do not settle it: of another format, or with a shorter context than the target's."""
     over_budget: tuple[str, ...] = ()
     """Why it does not fit."""
-    created_at: datetime
+    created_at: CreatedAt
 
 
 def judge(new: NewMeasurement, manifest: VariantManifest, budget: Budget) -> Judged:

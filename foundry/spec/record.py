@@ -1,6 +1,7 @@
 """The base of every record: frozen, keyword-only, no unknown fields."""
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -35,6 +36,14 @@ Rate = Annotated[
     Field(gt=0, allow_inf_nan=False),
 ]
 """A positive number that YAML may have read as text, such as 1e-3; never infinite, for JSON has no word for that."""
+
+Id = Annotated[
+    str, Field(description="A prefix that says what it is, and characters that sort by the time it was made.")
+]
+"""The name that the service gave an object; `foundry.store.ids` makes it."""
+
+CreatedAt = Annotated[datetime, Field(description="When the service made it, UTC.")]
+"""The clock is the database's."""
 
 R = TypeVar("R", bound=Record)
 

@@ -3,6 +3,10 @@
 Both are bounds that a runtime comes near and does not reach; what was measured stands in a variant's metrics.
 """
 
+from typing import Annotated
+
+from pydantic import Field
+
 from foundry.spec.adapter import adapter_bytes, adapter_values
 from foundry.spec.family import Family
 from foundry.spec.formats import bytes_read_per_token, parse_format
@@ -13,14 +17,28 @@ PROMPT_TOKENS = 512
 """The prompt whose time to the first token is stated."""
 
 
+Bandwidth = Annotated[
+    Count | None,
+    Field(description="Bytes that it reads from its memory in a second: bounds how fast it writes tokens."),
+]
+Compute = Annotated[
+    Count | None,
+    Field(
+        description="Operations in a second of the unit that the runtime computes with, in the type that it multiplies "
+        "in; a multiply-add is two."
+    ),
+]
+LeastSpeed = Annotated[
+    Count | None, Field(description="Tokens written in a second; slower than this is of no use on the device.")
+]
+
+
 class Speed(Record):
     """What bounds the speed of a device; None is not known."""
 
-    memory_bandwidth_bytes_per_s: Count | None = None
-    compute_ops_per_s: Count | None = None
-    """Of the unit that the runtime computes with, in the type that it multiplies in; a multiply-add is two."""
-    minimum_tokens_per_s: Count | None = None
-    """Slower than this is of no use on the device."""
+    memory_bandwidth_bytes_per_s: Bandwidth = None
+    compute_ops_per_s: Compute = None
+    minimum_tokens_per_s: LeastSpeed = None
 
 
 def decode_tokens_per_s(

@@ -52,18 +52,28 @@ class TaskResult(Record):
     """What a model scored in one task, or why it did not."""
 
     task: str
+    """Its name in lm-evaluation-harness."""
     title: str
+    """For people."""
     status: TaskStatus
+    """done has a value. missing: its data is not there. refused: it runs code, and that is not allowed or not safe
+    here. failed: `note` says why."""
     metric: str = ""
+    """The name of the figure, such as acc_norm; empty without a value."""
     value: float | None = None
     """A share of 1."""
     standard_error: float | None = None
+    """Of `value`, on the same scale; null where the harness knows none."""
     shots: int | None = None
+    """Solved examples before each question; null where the task decides and did not run."""
     examples: int | None = None
+    """How many were scored."""
     examples_of: int | None = None
     """How many the task has."""
     version: str = ""
+    """Of the task, as the harness counts it."""
     seconds: float | None = None
+    """Wall clock of this task; null where it did not run to its end."""
     note: str = ""
     """What a reader must know: where few-shot examples came from, which file is missing, why it was refused."""
 
@@ -72,13 +82,21 @@ class SuiteResult(Record):
     """What one model scored in a suite."""
 
     suite: str
+    """Its name."""
     model: str
+    """Who was scored, for people."""
     limit: int | None
+    """Examples of each task at most; null took all, or the share that a task of the suite names."""
     seed: int
+    """Of the choice of solved examples."""
     harness: str
+    """lm-evaluation-harness with its version."""
     hardware: str
+    """The accelerator, or the processor with the number of threads."""
     finished_at: datetime
+    """When the last of these tasks was added, UTC."""
     tasks: tuple[TaskResult, ...]
+    """In the order of the suite; those that are finished so far."""
 
 
 class PublishedRow(Record):

@@ -19,15 +19,19 @@ class Budget(Record):
     """What a target allows. Exactly one of the two limits is set."""
 
     target: str
+    """Whose budget it is."""
     format: str
     """The format that runs on the device: its bytes are what the limit is about."""
     context_tokens: int
+    """Length of the text whose KV cache counts: the target's, but no longer than the teacher's own."""
     max_bytes: int | None = None
     """The file in `format` plus KV cache at `context_tokens`."""
     max_params: int | None = None
+    """Parameters of the model; then bytes are not counted."""
     memory_bytes: int | None = None
     """What the whole process may hold, the runtime's own included; compared with what was measured."""
     speed: Speed = Speed()
+    """What bounds its speed, as far as the target says."""
     adapter_rank: Annotated[int, Field(ge=0)] = 0
     """Of a LoRA adapter that the device loads beside the file; 0 without one. Its bytes count as the file's do."""
 

@@ -29,8 +29,11 @@ class Candidate(Record):
     """A shape that was considered, and what it scored."""
 
     shape: Shape
+    """Its lengths along every axis."""
     parameters: int
+    """By arithmetic."""
     used_bytes: int
+    """File in the budget's format, adapter and full KV cache, by arithmetic."""
     held_out_kl: float | None = None
     """Mean KL from teacher to student right after the cut, nats per token; None if it was not sliced."""
 
@@ -71,11 +74,17 @@ class Metrics(Record):
     model: str
     """teacher, corrected, pruned, distilled, lora, or a format such as gguf:q4_k_m."""
     parameters: int | None = None
+    """Without those of an adapter beside the weights."""
     file_bytes: int | None = None
+    """What the runtime loads in this format, an adapter beside it included."""
     held_out_loss: float | None = None
+    """Cross entropy with the held-out text."""
     perplexity: float | None = None
+    """e to the power of `held_out_loss`."""
     bits_per_byte: float | None = None
+    """`held_out_loss` of all tokens in bits, over the bytes of the text: compares models of different vocabularies."""
     kl_to_teacher: float | None = None
+    """Mean KL from the teacher's next-token distribution to this model's, nats per token; null without a teacher."""
     top1_agreement_ratio: float | None = None
     """Share of held-out positions where the most likely next token is the teacher's."""
     top5_agreement_ratio: float | None = None
@@ -96,10 +105,15 @@ class Metrics(Record):
     """95 % intervals by the name of the figure above: bootstrap over documents, one set of resamples for all models of
     a job. A figure of too few documents has none."""
     prompt_tokens_per_s: float | None = None
+    """Tokens of a prompt that are read in a second, on `hardware`; null where it was not timed."""
     decode_tokens_per_s: float | None = None
+    """Tokens that are written in a second, one after the other, on `hardware`; null where it was not timed."""
     load_ms: float | None = None
+    """Until the file was open in the runtime."""
     peak_memory_bytes: int | None = None
+    """The most that the whole process held: weights, cache, buffers and the runtime itself."""
     hardware: str | None = None
+    """The accelerator, or the processor with the number of threads; null where nothing was timed."""
     runtime: str | None = None
     """What opened the file, with its version; for rows of formats, like the three below."""
     runtime_loss_difference: float | None = None
@@ -115,8 +129,11 @@ class Artifact(Record):
     """One file of a variant. `path` is relative to the variant's folder, with forward slashes."""
 
     path: str
+    """Relative to the folder of the variant, with forward slashes."""
     bytes: int
+    """Of the file."""
     sha256: str
+    """Of its bytes, 64 hexadecimal digits."""
     format: str | None = None
     """The format this file belongs to; None for manifest, card and plan."""
 
@@ -125,10 +142,13 @@ class Lineage(Record):
     """Where a variant comes from."""
 
     teacher: str
+    """As the spec names it."""
     teacher_sha256: str
     """Digest over name, size and digest of every weight file of the teacher."""
     data: str
+    """As the spec names it."""
     data_sha256: str
+    """Of the data's bytes."""
     versions: dict[str, str]
     """Library name -> version."""
 
@@ -146,21 +166,33 @@ class VariantManifest(Record):
     """`manifest.json` of a variant's folder: every other file with its digest, and how it all came about."""
 
     format_version: int = 1
+    """Of this document; 1 so far."""
     target: str
+    """The target that it was made for."""
     family: str
+    """The table of weight names that it follows."""
     shape: Shape
+    """Its lengths along every axis."""
     parameters: int
+    """Without those of an adapter beside the weights."""
     budget: Budget
+    """What the target allowed."""
     fits_budget: bool
+    """Whether all that is known of it is within that."""
     over_budget: tuple[str, ...] = ()
     """Why it does not fit; empty when it does."""
     created_at: datetime
+    """When it was exported, UTC."""
     spec: JobSpec
+    """The request as the run read it, with every default."""
     lineage: Lineage
+    """What it was made from."""
     metrics: tuple[Metrics, ...]
+    """Of teacher, students and files, as far as each was measured."""
     failed_formats: dict[str, str]
     """Formats that were asked for and did not pass their check, with the reason."""
     files: tuple[Artifact, ...]
+    """Every file of the folder but this one."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Steps, tokens and losses of the distillation."""
     mix: dict[str, str] = Field(default_factory=dict)

@@ -49,18 +49,25 @@ class Shape(Record):
     """The size of a model along every axis."""
 
     layers: int
+    """Transformer blocks."""
     hidden: int
+    """Width of the residual stream."""
     ffn: int
     """Of one expert where there are experts."""
     heads: int
+    """Query heads of a layer."""
     kv_heads: int
+    """Heads of keys and values in a layer; as many as `heads` in multi-head attention."""
     head_dim: int
+    """Channels of one head."""
     vocab: int
+    """Rows of the embedding."""
     tied: bool
     """Whether the output head shares its matrix with the embedding."""
     experts: int = 0
     """Feed-forward networks of a layer among which a router chooses; 0 for a dense model."""
     experts_per_token: int = 0
+    """Of them that the router takes for a token; 0 for a dense model."""
     positions: int = 0
     """Rows of a learned position embedding; 0 without one."""
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -18,9 +19,10 @@ from api.targets import TargetBody
 from api.uploads import UploadBody
 from api.variants import AliasBody
 from api.webhooks import EndpointBody, EndpointChange
-from foundry.spec.access import Scope
+from foundry.spec.access import Role, Scope
 from foundry.spec.evaluation import EvaluationSpec
 from foundry.spec.job import JobSpec
+from foundry.spec.lifecycle import EventType, Status
 from foundry.spec.measurement import NewMeasurement
 from foundry.spec.record import Record, parse
 
@@ -75,7 +77,41 @@ def test_every_operation_is_described_and_named_once(spec: dict[str, Any]) -> No
         assert operation["summary"].endswith("."), (path, method)
         in_path = {p["name"] for p in operation["parameters"] if p["in"] == "path"}
         assert in_path == set(re.findall(r"{(\w+)}", path))
-        assert all(p["schema"].get("description") for p in operation["parameters"] if p["in"] != "path"), (path, method)
+        assert all(p["schema"].get("description") for p in operation["parameters"]), (path, method)
+
+
+def _fields(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every field of every schema, wherever it stands, with its place; examples aside."""
+    if isinstance(node, dict):
+        described = node["properties"] if node.get("type") == "object" and "properties" in node else {}
+        yield from ((f"{place}/{name}", field) for name, field in described.items())
+        for key, value in node.items():
+            if key not in ("example", "examples"):
+                yield from _fields(value, f"{place}/{key}")
+    elif isinstance(node, list):
+        for number, item in enumerate(node):
+            yield from _fields(item, f"{place}/{number}")
+
+
+def test_no_schema_and_no_field_is_without_description(spec: dict[str, Any]) -> None:
+    fields = list(_fields(spec))
+    silent = [place for place, field in fields if not field.get("description")]
+    assert not silent, f"say in the line under each what its name does not: {silent}"
+    assert len(fields) > 1000
+    assert all(schema.get("description") for schema in spec["components"]["schemas"].values())
+
+
+def test_a_field_of_a_document_that_stands_by_itself_says_what_it_is_there(spec: dict[str, Any]) -> None:
+    answer = spec["paths"]["/v1/variants/{variant_id}/manifest"]["get"]["responses"]["200"]
+    fields = answer["content"]["application/json"]["schema"]["properties"]
+    assert fields["lineage"]["description"] == "What it was made from."
+    assert fields["lineage"]["properties"]["teacher"]["description"] == "As the spec names it."
+
+
+@pytest.mark.parametrize("values", [Scope, Role, Status, EventType])
+def test_every_value_of_an_enumeration_is_described(spec: dict[str, Any], values: type[StrEnum]) -> None:
+    description = spec["components"]["schemas"][values.__name__]["description"]
+    assert re.findall(r"^- `(.+?)`: .", description, re.MULTILINE) == list(values)
 
 
 def test_fields_are_described_by_the_lines_under_them(spec: dict[str, Any]) -> None:
@@ -132,7 +168,10 @@ def test_the_page_for_people_names_every_path_and_loads_nothing(anonymous: Flask
     page = anonymous.get("/docs").get_data(as_text=True)
     assert all(path in page for path in spec["paths"])
     assert "<script" not in page
-    assert set(re.findall(r'(?:src|href|url)\s*[=(]\s*"?([^">)]+)', page)) == {"/openapi.json"}
+    leads = set(re.findall(r'(?:src|href|url)\s*[=(]\s*"?([^">)]+)', page))
+    assert {place for place in leads if not place.startswith("#")} == {"/openapi.json"}
+    assert {place[1:] for place in leads if place.startswith("#")} <= set(re.findall(r'id="(\w+)"', page))
+    assert spec["components"]["schemas"]["Metrics"]["properties"]["load_ms"]["description"] in page
     assert "speech-team" in page  # examples of bodies stand there, too
 
 
