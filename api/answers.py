@@ -150,8 +150,9 @@ def _of_variants() -> list[BaseModel]:
             dataset_id=_DATASET, data_sha256=_SHA256, versions={"foundry": "0.1.0"}, aliases=("kiosk-stable",),
         ),
         Measurement(
-            id=f"mea_{_TAIL}", variant_id=_VARIANT, device="the kiosk in the hall", target="kiosk", context_tokens=2048,
-            metrics=_METRICS.model_copy(update={"model": "gguf:q4_k_m"}), fits_budget=True, created_at=_AT,
+            id=f"msr_{_TAIL}", variant_id=_VARIANT, device="the kiosk in the hall", target="kiosk", context_tokens=2048,
+            metrics=_METRICS.model_copy(update={"model": "gguf:q4_k_m"}), fits_budget=True, key_id=_KEY,
+            created_at=_AT,
         ),
         library.Alias(name="kiosk-stable", variant_id=_VARIANT, updated_at=_AT),
     ]  # fmt: skip

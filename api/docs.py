@@ -12,7 +12,8 @@ _PAGE = """<!doctype html>
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
   code, summary b { font-family: ui-monospace, monospace } summary { cursor: pointer; padding: .3rem 0 }
   summary b { display: inline-block; min-width: 4rem } details { border-top: 1px solid #ddd }
-  section p { white-space: pre-line }
+  details p { white-space: pre-line }
+  body { overflow-wrap: anywhere } td code { white-space: normal }
   table { border-collapse: collapse; margin: .5rem 0 1rem } td { padding: .1rem 1rem .1rem 0; vertical-align: top }
 </style>
 <h1>{{ info.title }} {{ info.version }}</h1>
@@ -43,14 +44,14 @@ _PAGE = """<!doctype html>
 {% endfor %}{% endfor %}
 <h2>What the fields mean</h2>
 {% for name, schema in components.schemas | dictsort %}
-<section id="{{ name }}"><h3><code>{{ name }}</code></h3>
-  <p>{{ schema.description }}</p>
+<details><summary><code>{{ name }}</code></summary>
+  <p id="{{ name }}">{{ schema.description }}</p>
   <table>
   {% for field, said in (schema.properties or {}).items() %}
     <tr><td><code>{{ field }}</code><td>{{ "required" if field in (schema.required or []) }}<td>{{ said.description }}
   {% endfor %}
   </table>
-</section>
+</details>
 {% endfor %}
 </html>
 """

@@ -1,7 +1,10 @@
 """/v1/evaluations: any model or variant in benchmarks or on a dataset, outside of a job."""
 
+from typing import Annotated
+
 from apiflask import APIBlueprint
 from flask import Response
+from pydantic import Field
 
 from api.admission import admit_evaluation
 from api.auth import needs, project_id
@@ -15,15 +18,18 @@ from foundry.spec.access import Scope
 from foundry.spec.evaluation import Evaluation, EvaluationSpec
 from foundry.spec.lifecycle import JobEvent, Status, WorkKind
 from foundry.spec.resources import Page
+from foundry.store.records import Idempotency
 
 evaluations = APIBlueprint("evaluations", __name__)
 
 
 class EvaluationsQuery(PageQuery):
-    """A page of evaluations, of one status or of all."""
+    """A page of evaluations: of one status, of one model, or all."""
 
     status: Status | None = None
     """Only evaluations that stand there."""
+    model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Only evaluations of this variant or model; that of a teacher beside it is none."""
 
 
 @evaluations.post("/evaluations")
@@ -38,12 +44,7 @@ def create(json_data: EvaluationSpec, headers_data: CreateHeaders) -> Evaluation
     Workers carry it out like a job, and it counts against the same quota. A task without data is reported as missing,
     and the others run all the same.
     """
-    project, once = project_id(), idempotency(headers_data, json_data.model_dump_json())
-    if made := state().requests.made(project, once):
-        return state().evaluations.get(project, made)
-    made_now = state().evaluations.submit(project, json_data, admit_evaluation(json_data, project), once)
-    ring(state().settings.broker_url, made_now.id)
-    return made_now
+    return submit(json_data, idempotency(headers_data, json_data.model_dump_json()))
 
 
 @evaluations.get("/evaluations")
@@ -52,7 +53,8 @@ def create(json_data: EvaluationSpec, headers_data: CreateHeaders) -> Evaluation
 @evaluations.output(Page[Evaluation])
 def list_evaluations(query_data: EvaluationsQuery) -> Page[Evaluation]:
     """The project's evaluations, newest first."""
-    return state().evaluations.list(project_id(), query_data.limit, query_data.after, query_data.status)
+    query = query_data
+    return state().evaluations.list(project_id(), query.limit, query.after, query.status, query.model)
 
 
 @evaluations.get("/evaluations/<evaluation_id>")
@@ -97,9 +99,7 @@ def pause(evaluation_id: str) -> Evaluation:
 @evaluations.doc(responses=[409])
 def resume(evaluation_id: str) -> Evaluation:
     """Queue a paused evaluation again; finished tasks are not run again where their worker still has them."""
-    resumed = state().evaluations.order(project_id(), evaluation_id, "resume")
-    ring(state().settings.broker_url, resumed.id)
-    return resumed
+    return queue_again(evaluation_id)
 
 
 @evaluations.get("/evaluations/<evaluation_id>/events")
@@ -116,3 +116,23 @@ def list_events(
     With Accept: text/event-stream they are streamed as they happen, from after Last-Event-ID or `after` on.
     """
     return events_of(state().evaluations, evaluation_id, query_data, headers_data)
+
+
+def submit(spec: EvaluationSpec, once: Idempotency | None) -> Evaluation:
+    """Queue an evaluation of the caller's project and tell the workers; a repeated request gets the one it made.
+
+    Raises a `UserError` that names the field at fault.
+    """
+    project, memory = project_id(), state()
+    if made := memory.requests.made(project, once):
+        return memory.evaluations.get(project, made)
+    evaluation = memory.evaluations.submit(project, spec, admit_evaluation(spec, project), once)
+    ring(memory.settings.broker_url, evaluation.id)
+    return evaluation
+
+
+def queue_again(evaluation_id: str) -> Evaluation:
+    """Resume a paused evaluation of the caller's project and tell the workers."""
+    evaluation = state().evaluations.order(project_id(), evaluation_id, "resume")
+    ring(state().settings.broker_url, evaluation.id)
+    return evaluation

@@ -2,7 +2,7 @@
 
 from apiflask import APIBlueprint
 
-from api.auth import needs, project_id
+from api.auth import caller, needs, project_id
 from api.idempotency import CreateHeaders, idempotency
 from api.pages import PageQuery
 from api.state import state
@@ -31,7 +31,7 @@ def create(variant_id: str, json_data: NewMeasurement, headers_data: CreateHeade
     manifest = VariantManifest.model_validate(state().variants.manifest(project_id(), variant_id))
     judged = judge(json_data, manifest, _budget(json_data, manifest))
     once = idempotency(headers_data, variant_id, json_data.model_dump_json())
-    return state().measurements.create(project_id(), variant_id, json_data, judged, once)
+    return state().measurements.create(project_id(), variant_id, json_data, judged, once, key_id=caller().id)
 
 
 @measurements.get("/variants/<variant_id>/measurements")

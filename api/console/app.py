@@ -14,6 +14,7 @@ from api.console.assets import assets
 from api.console.comparison import comparison
 from api.console.datasets import datasets
 from api.console.door import session
+from api.console.evaluations import evaluations
 from api.console.jobs import jobs
 from api.console.models import models
 from api.console.new_job import new_job
@@ -52,8 +53,8 @@ def create_console(memory: State) -> Flask:
     door.install(app)
     rates.install(app, memory.settings)
     for blueprint in (
-        assets, session, overview, new_job, jobs, variants, trial, comparison, datasets, models, targets, access,
-        webhooks,
+        assets, session, overview, new_job, jobs, variants, trial, comparison, evaluations, datasets, models,
+        targets, access, webhooks,
     ):  # fmt: skip
         app.register_blueprint(blueprint)
     app.before_request(door.require_own_page)  # reads the form, so whatever bounds its size comes before

@@ -42,6 +42,7 @@ PLACES = (
     Place("jobs.list_jobs", "Jobs", Scope.JOBS_READ, "Work"),
     Place("variants.list_variants", "Variants", Scope.VARIANTS_READ, "Work"),
     Place("comparison.show", "Compare", Scope.VARIANTS_READ, "Work"),
+    Place("evaluations.list_evaluations", "Evaluations", Scope.JOBS_READ, "Work"),
     Place("datasets.list_datasets", "Datasets", Scope.DATASETS_READ, "Library"),
     Place("models.list_models", "Models", Scope.MODELS_READ, "Library"),
     Place("targets.list_targets", "Targets", Scope.TARGETS_READ, "Library"),

@@ -7,6 +7,7 @@ from api.auth import needs, project_id
 from api.console.forms import document, once
 from api.console.frame import refused
 from api.console.sketch import bars
+from api.console.variants import evaluations_of
 from api.models import ModelBody, register
 from api.pages import PageQuery
 from api.state import state
@@ -46,7 +47,7 @@ def get_model(model_id: str) -> str:
     """One model."""
     model = state().models.get(project_id(), model_id)
     drawing = bars(model.shape, model.shape) if model.shape else ()
-    return render_template("model.html", model=model, drawing=drawing)
+    return render_template("model.html", model=model, drawing=drawing, evaluated=evaluations_of(model_id))
 
 
 @models.post("/models/<model_id>/delete")

@@ -1,7 +1,7 @@
 """Variants: the list, one variant with its gates, files and lineage, and the names that point to it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from flask import Blueprint, flash, redirect, render_template, request, url_for
@@ -15,6 +15,8 @@ from api.state import state
 from api.variants import AliasBody, point_alias
 from foundry.errors import FoundryError
 from foundry.spec.access import Scope
+from foundry.spec.evaluation import Evaluation
+from foundry.spec.measurement import Measurement
 from foundry.spec.record import parse
 from foundry.spec.resources import Variant
 from foundry.spec.variant import Metrics, VariantManifest, device_bytes, device_row
@@ -23,6 +25,7 @@ from foundry.spec.words import number, size
 
 variants = Blueprint("variants", __name__)
 _PLAN = "plan.json"
+_SHOWN_EVALUATIONS = 5
 
 
 class Gate(NamedTuple):
@@ -90,7 +93,7 @@ def page(variant_id: str, answer: object = None) -> str:
     memory, project = state(), project_id()
     variant = memory.variants.get(project, variant_id)
     shipped = VariantManifest.model_validate(memory.variants.manifest(project, variant_id))
-    teacher = _teacher_shape(variant)
+    teacher, measured = _teacher_shape(variant), memory.measurements.list(project, variant_id)
     return render_template(
         "variant.html", variant=variant, shipped=shipped, gates=gates_of(shipped), answer=answer,
         lineage=memory.variants.lineage(project, variant_id), can_try=memory.settings.serving_url is not None,
@@ -98,7 +101,15 @@ def page(variant_id: str, answer: object = None) -> str:
         drawing=bars(shipped.shape, teacher or shipped.shape),
         in_words=in_words(shipped.shape, teacher) if teacher else "",
         teacher_drawing=bars(teacher, teacher) if teacher else (), manifest=shipped.model_dump_json(indent=2),
+        evaluated=evaluations_of(variant_id), measured=measured, senders=_senders(measured.data),
     )  # fmt: skip
+
+
+def evaluations_of(model: str) -> Sequence[Evaluation]:
+    """The latest evaluations of a variant or a model; none for a key that may not see them."""
+    if Scope.JOBS_READ not in caller().scopes:
+        return ()
+    return state().evaluations.list(project_id(), _SHOWN_EVALUATIONS, model=model).data
 
 
 def gates_of(shipped: VariantManifest) -> Sequence[Gate]:
@@ -147,6 +158,15 @@ def _teacher_shape(variant: Variant) -> Shape | None:
         return None
     path, _ = state().variants.file(project_id(), variant.id, _PLAN)
     return Shape.model_validate(json.loads(path.read_bytes())["teacher_shape"])
+
+
+def _senders(measured: Sequence[Measurement]) -> Mapping[str, str]:
+    """The names of the keys that measurements came with; none for a reader who may not look at keys."""
+    if Scope.PROJECT_READ not in caller().scopes:
+        return {}
+    return {
+        key_id: state().keys.get(project_id(), key_id).name for key_id in {one.key_id for one in measured} if key_id
+    }
 
 
 def _device_files(shipped: VariantManifest) -> list[str]:

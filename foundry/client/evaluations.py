@@ -47,9 +47,11 @@ class Evaluations(Resource[T]):
         return (yield from resource.get(self._transport, Evaluation, _PATH, evaluation_id))
 
     @listing
-    def list(self, *, status: Status | str | None = None, limit: int | None = None) -> Items[Evaluation]:
-        """Every evaluation, newest first; `status` keeps those that stand there."""
-        return every(self._transport, _PATH, Evaluation, limit=limit, status=status)
+    def list(
+        self, *, status: Status | str | None = None, model: str | None = None, limit: int | None = None
+    ) -> Items[Evaluation]:
+        """Every evaluation, newest first; `status` keeps those that stand there, `model` those of one model's id."""
+        return every(self._transport, _PATH, Evaluation, limit=limit, status=status, model=model)
 
     @verb
     def cancel(self, evaluation_id: str) -> Flow[Evaluation]:

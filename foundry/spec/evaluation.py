@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from foundry.errors import UnknownFormat, UnknownTask
+from foundry.errors import FieldProblem, InvalidSpec, UnknownFormat, UnknownTask
 from foundry.spec.formats import FORMATS
 from foundry.spec.job import Text
 from foundry.spec.lifecycle import Progress, Status
@@ -59,11 +59,11 @@ class EvaluationSpec(Record):
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
         if self.suite is None and not self.tasks and self.data is None:
-            raise ValueError(f"give a suite ({' or '.join(suites())}), tasks, or the data to measure on")
+            raise _at("suite", f"give a suite ({' or '.join(suites())}), tasks, or the data to measure on")
         if self.data is None and self.teacher is not None:
-            raise ValueError("a teacher is compared with on data: give the id of a dataset as data")
+            raise _at("teacher", "a teacher is compared with on data: give the id of a dataset as data")
         if self.data is not None and self.format != PLAIN:
-            raise ValueError(f"{self.format} is scored in benchmarks only: leave data out, or take {PLAIN}")
+            raise _at("data", f"{self.format} is scored in benchmarks only: leave data out, or take {PLAIN}")
         self.chosen_suite()
         return self
 
@@ -80,6 +80,11 @@ class EvaluationSpec(Record):
         if unknown is None:
             raise UnknownTask(f"no one suite has all of {', '.join(self.tasks)}; ask for them apart", pointer="/tasks")
         raise UnknownTask(f"no suite has the task {unknown!r}; {nearest(unknown, known)}", pointer="/tasks")
+
+
+def _at(field: str, detail: str) -> InvalidSpec:
+    """What several fields make impossible together, at the one that is best changed."""
+    return InvalidSpec([FieldProblem(pointer=f"/{field}", code="value_error", detail=detail)])
 
 
 class EvaluationResult(Record):

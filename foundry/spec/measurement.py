@@ -62,6 +62,8 @@ class Measurement(Resource):
     """None where the figures do not settle it: of another format, or with a shorter context than the target's."""
     over_budget: tuple[str, ...] = ()
     """Why it does not fit."""
+    key_id: str | None = None
+    """The key that it was sent with; null for a measurement from before this was kept."""
     created_at: CreatedAt
 
 

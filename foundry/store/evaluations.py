@@ -1,7 +1,9 @@
 """Evaluations, as users ask for them. Workers carry them out through `Jobs`, like every work."""
 
+import json
 from collections.abc import Sequence
 
+from sqlalchemy import Text, type_coerce
 from sqlalchemy.orm import Session
 
 from foundry.spec.evaluation import Evaluation, EvaluationSpec
@@ -37,12 +39,17 @@ class Evaluations:
             return evaluation_of(self._work.find(session, project_id, evaluation_id))
 
     def list(
-        self, project_id: str, limit: int = 20, after: str | None = None, status: Status | None = None
-    ) -> Page[Evaluation]:
-        """Newest first; `after` is the `next` of the page before."""
+        self, project_id: str, limit: int = 20, after: str | None = None, status: Status | None = None,
+        model: str | None = None,
+    ) -> Page[Evaluation]:  # fmt: skip
+        """Newest first; `after` is the `next` of the page before, `model` the id of what was measured."""
         query = self._work.of(project_id)
         if status is not None:
             query = query.where(JobRow.status == status.value)
+        if model is not None:
+            # A spec is kept as `Json` writes it, where a quotation mark inside of a text has a backslash before it.
+            named = json.dumps({"model": model}, separators=(",", ":"))[1:-1]
+            query = query.where(type_coerce(JobRow.spec, Text).contains(named, autoescape=True))
         with self._database.read() as session:
             return page_of(session, query, JobRow.id, limit, after, _records)
 

@@ -27,9 +27,12 @@ class Measurements:
 
     def create(
         self, project_id: str, variant_id: str, new: NewMeasurement, judged: Judged,
-        idempotency: Idempotency | None = None,
+        idempotency: Idempotency | None = None, *, key_id: str | None = None,
     ) -> Measurement:  # fmt: skip
-        """Keep one measurement, or return what the same request made before. Raises `QuotaExceeded` beyond 1000."""
+        """Keep one measurement, or return what the same request made before; `key_id` is of whoever sends it.
+
+        Raises `QuotaExceeded` beyond 1000.
+        """
         measurement_id = new_id("msr")
         with self._database.write() as session:
             _require_variant(session, project_id, variant_id)
@@ -42,7 +45,8 @@ class Measurements:
                     id=measurement_id, project_id=project_id, variant_id=variant_id, device=new.device,
                     target=judged.target, context_tokens=new.context_tokens,
                     metrics=new.metrics.model_dump(mode="json", exclude_none=True), fits_budget=judged.fits_budget,
-                    over_budget=list(judged.over_budget), created_at=session.scalars(select(db_now())).one(),
+                    over_budget=list(judged.over_budget), key_id=key_id,
+                    created_at=session.scalars(select(db_now())).one(),
                 )  # fmt: skip
                 session.add(row)
                 session.flush()
@@ -74,5 +78,5 @@ def _record(row: MeasurementRow) -> Measurement:
     return Measurement(
         id=row.id, variant_id=row.variant_id, device=row.device, target=row.target, context_tokens=row.context_tokens,
         metrics=Metrics.model_validate(row.metrics), fits_budget=row.fits_budget,
-        over_budget=tuple(row.over_budget), created_at=moment(row.created_at),
+        over_budget=tuple(row.over_budget), key_id=row.key_id, created_at=moment(row.created_at),
     )  # fmt: skip

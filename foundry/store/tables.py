@@ -199,6 +199,8 @@ class MeasurementRow(Row):
     metrics: Mapped[Any] = mapped_column(Json)
     fits_budget: Mapped[bool | None]
     over_budget: Mapped[Any] = mapped_column(Json)
+    key_id: Mapped[str | None]
+    """The key that it came with; no foreign key, for it tells of a request and not of a key."""
     created_at: Mapped[float]
 
 

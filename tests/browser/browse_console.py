@@ -90,6 +90,21 @@ def test_a_job_from_signing_in_to_a_verified_download(reader: Reader, data_file:
     assert hashlib.sha256(content).hexdigest() == row.locator("code").inner_text()
 
 
+def test_a_variant_is_evaluated_and_its_page_says_so(reader: Reader, data_file: Path) -> None:
+    page = reader.sign_in()
+    submit(page, upload(page, data_file), "steps=1 then=evaluated")
+    page.wait_for_selector("#status >> text=succeeded", timeout=LONG_MS)
+    page.click("section:has(h2:text('Variants')) a:has-text('kiosk')")
+    page.click(".head a:has-text('Evaluate')")
+    page.fill("#name", "by hand")
+    page.click("text=Queue the evaluation")
+    page.wait_for_url(re.compile(r"/evaluations/eval_\w+"))
+    page.wait_for_selector("#panel >> text=succeeded", timeout=LONG_MS)  # without a reload
+    assert "46.1% to 53.9%" in page.inner_text("#panel")
+    page.click("dl a[href^='/variants/']")
+    assert page.locator("tr:has-text('by hand') .pill.succeeded").count() == 1
+
+
 def test_another_job_is_paused_resumed_and_cancelled(reader: Reader, data_file: Path) -> None:
     page = reader.sign_in()
     submit(page, upload(page, data_file), "steps=2000 delay=0.1")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from foundry.spec.variant import Metrics
 from tests.browser.browse_console import LONG_MS, submit, upload
 from tests.browser.conftest import AXE, SCREENSHOTS, Reader
 from tests.integration.cli.upped import Service
@@ -12,9 +13,10 @@ from tests.integration.cli.upped import Service
 PAGES = {
     "overview": "/", "jobs": "/jobs", "new-job": "/jobs/new?from={job}", "job": "/jobs/{job}", "variants": "/variants",
     "variant": "/variants/{variant}", "compare": "/compare", "datasets": "/datasets", "dataset": "/datasets/{dataset}",
-    "models": "/models", "model": "/models/{model}", "targets": "/targets", "webhooks": "/webhooks",
-    "webhook": "/webhooks/{webhook}", "keys": "/keys", "members": "/members", "audit": "/audit", "usage": "/usage",
-    "missing": "/nowhere",
+    "models": "/models", "model": "/models/{model}", "targets": "/targets", "evaluations": "/evaluations",
+    "new-evaluation": "/evaluations/new?model={variant}", "evaluation": "/evaluations/{evaluation}",
+    "webhooks": "/webhooks", "webhook": "/webhooks/{webhook}", "keys": "/keys", "members": "/members",
+    "audit": "/audit", "usage": "/usage", "missing": "/nowhere",
 }  # fmt: skip
 LOOKS = [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")]
 
@@ -32,9 +34,18 @@ def things(chromium: Any, service: Service, data_file: Path) -> dict[str, str]:
     with service.client() as client:
         client.members.create("ada@example.org", "editor")
         webhook = client.webhooks.create("https://example.com/foundry").id
+        evaluation = client.evaluations.wait(client.evaluations.create(model=variant, suite="quick").id).id
+        metrics = Metrics(model="safetensors", hardware="Cortex-A76, 4 threads", runtime="x 1", decode_tokens_per_s=21)
+        digest = client.variants.get(variant).manifest_sha256
+        client.variants.add_measurement(
+            variant, metrics, manifest_sha256=digest, context_tokens=64, device="the kiosk in the hall"
+        )
         model = client.models.from_folder(str(Path(__file__).parents[2] / "demo" / "teacher"), "demo").id
     reader.context.close()
-    return {"dataset": dataset, "job": job, "variant": variant, "webhook": webhook, "model": model}
+    return {
+        "dataset": dataset, "job": job, "variant": variant, "webhook": webhook, "model": model,
+        "evaluation": evaluation,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("width", "scheme"), LOOKS)

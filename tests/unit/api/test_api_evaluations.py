@@ -39,19 +39,36 @@ def test_an_evaluation_of_a_variant_is_queued_once_for_one_key(
     assert client.get(f"{URL}?status=queued").get_json()["data"] == []
 
 
+def test_evaluations_are_listed_by_the_model_that_they_measure(
+    serving: Serving, client: FlaskClient, variant_id: str
+) -> None:
+    another = serving.publish(serving.submit(), {path: b"x" for path in FORMS}, forms=FORMS)
+    named = f'"model":"{another.id}" %'  # a name that looks like the field of a spec
+    first = client.post(URL, json={"model": variant_id, "suite": "quick", "name": named}).get_json()["id"]
+    second = client.post(URL, json={"model": another.id, "data": serving.dataset.id, "teacher": variant_id}).get_json()[
+        "id"
+    ]
+
+    def listed(model: str) -> list[str]:
+        return [one["id"] for one in client.get(URL, query_string={"model": model}).get_json()["data"]]
+
+    assert listed(variant_id) == [first] and listed(another.id) == [second]
+    assert listed("var_%") == listed('"') == []
+
+
 @pytest.mark.parametrize(
     ("change", "pointer", "says"),
     [
         ({"tasks": ["winogrand"]}, "/tasks", "winogrande"),
         ({"suite": "minitro"}, "/suite", "minitron"),
-        ({"suite": None}, "", "minitron or quick"),
+        ({"suite": None}, "/suite", "minitron or quick"),
         ({"format": "onnx:int4"}, "/format", "gguf:q4_k_m"),
         ({"format": "gguf:f16"}, "/format", "has no gguf:f16"),
         ({"model": "var_none"}, "/model", "var_none"),
         ({"model": "mdl_none"}, "/model", "mdl_none"),
         ({"model": "/etc"}, "/model", "POST /v1/models"),
         ({"data": "ds_none"}, "/data", "POST /v1/datasets"),
-        ({"teacher": "mdl_none"}, "", "data"),
+        ({"teacher": "mdl_none"}, "/teacher", "data"),
         ({"more": 1}, "/more", "unknown field"),
     ],
     ids=str,

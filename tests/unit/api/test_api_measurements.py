@@ -31,6 +31,7 @@ def test_a_measurement_is_kept_with_its_hardware_and_listed_newest_first(client:
     listed = client.get(path(variant)).get_json()["data"]
     assert [one["id"] for one in listed] == [second["id"], first.get_json()["id"]]
     assert listed[0]["metrics"]["hardware"] == METRICS["hardware"] and listed[0]["fits_budget"] is True
+    assert listed[0]["key_id"] == client.get("/v1/whoami").get_json()["id"]
     assert client.get(f"/v1/variants/{variant.id}").get_json()["fits_budget"] is True
 
 

@@ -11,6 +11,8 @@ from api.auth import scope_of
 from api.console.door import OPEN
 from foundry.spec.access import PROJECT_SCOPES, Role, Scope
 from foundry.spec.job import CustomTarget
+from foundry.spec.measurement import Judged, NewMeasurement
+from foundry.spec.variant import Metrics
 from tests.serving import Serving
 from tests.unit.api.browsing import Browser
 
@@ -37,7 +39,11 @@ def everything(serving: Serving) -> dict[str, str]:
     from foundry.intake.documents import summarise
 
     dataset = memory.datasets.create(project, f"{SCRIPT}.jsonl", file, summarise(file))
+    figures = Metrics(model="safetensors", hardware=SCRIPT, runtime=SCRIPT)
+    new = NewMeasurement(manifest_sha256="0" * 64, metrics=figures, context_tokens=64, device=SCRIPT)
+    memory.measurements.create(project, variant.id, new, Judged("kiosk", False, (SCRIPT,)))
     return {
+        "evaluation_id": serving.evaluate(variant, name=SCRIPT).id,
         "job_id": job.id, "dataset_id": dataset.id, "variant_id": variant.id, "alias": "stable",
         "endpoint_id": endpoint.id, "delivery_id": memory.webhooks.test(project, endpoint.id).id, "name": "kiosk",
         "model_id": memory.models.register(project, SCRIPT, "hub", f"org/{SCRIPT}@main", None).id,
@@ -65,7 +71,7 @@ def test_every_address_asks_for_a_session(app: Flask, console: Flask, everything
     reader = Browser(app)
     reader.get("/sign-in")
     routes = list(_routes(console))
-    assert len(routes) >= 45
+    assert len(routes) >= 54
     for method, rule in routes:
         answer = _open(reader, method, _address(console, rule, everything))
         assert answer.status_code == (303 if method == "GET" else 401), rule
@@ -94,16 +100,20 @@ def test_every_object_of_another_project_is_missing(
     other = serving.memory.keys.create_project("other")
     stranger = Browser(app, serving.memory.keys.create(other, "stranger", PROJECT_SCOPES)[1])
     walked = [(method, rule) for method, rule in _routes(console) if rule.arguments]
-    assert len(walked) >= 28
+    assert len(walked) >= 34
     for method, rule in walked:
         answer = _open(stranger, method, _address(console, rule, everything))
         # A form that lacks a field is told of the field first; nothing of the object is said either way.
         expected = {404, 422} if rule.endpoint in ("access.set_role", "variants.put_alias") else {404}
         assert answer.status_code in expected, (rule, answer.text)
         assert "alert(1)" not in answer.text
-    for parameter, path in [("from", "/jobs/new"), ("variant", "/compare")]:
-        own = everything["job_id" if parameter == "from" else "variant_id"]
+    for parameter, path, name in [
+        ("from", "/jobs/new", "job_id"), ("variant", "/compare", "variant_id"),
+        ("model", "/evaluations/new", "variant_id"), ("model", "/evaluations/new", "model_id"),
+    ]:  # fmt: skip
+        own = everything[name]
         assert stranger.get(f"{path}?{parameter}={own}").status_code == 404
+    assert everything["evaluation_id"] not in stranger.get(f"/evaluations?model={everything['variant_id']}").text
     assert stranger.get(f"/compare?job={everything['job_id']}").text.count(everything["variant_id"]) == 0
 
 
@@ -116,6 +126,8 @@ def test_every_page_shows_what_people_wrote_as_text(
         f"/jobs/new?from={everything['job_id']}",
         f"/audit?object_id={everything['job_id']}",
         "/jobs?status=queued",
+        f"/evaluations/new?model={everything['variant_id']}",
+        f"/evaluations?status=queued&model={everything['variant_id']}",
     ]
     seen = 0
     for address in pages:
@@ -123,7 +135,7 @@ def test_every_page_shows_what_people_wrote_as_text(
         assert answer.status_code == 200, (address, answer.text)
         assert "<script>alert" not in answer.text, address
         seen += "&lt;script&gt;alert" in answer.text
-    assert seen >= 12
+    assert seen >= 15
 
 
 def test_every_object_can_be_deleted_by_its_owner(app: Flask, serving: Serving, everything: dict[str, str]) -> None:
@@ -131,7 +143,11 @@ def test_every_object_can_be_deleted_by_its_owner(app: Flask, serving: Serving, 
     job, variant = everything["job_id"], everything["variant_id"]
     assert reader.post(f"/jobs/{job}/delete").status_code == 409  # it waits still
     assert reader.post(f"/variants/{variant}/delete").status_code == 409  # a name points to it
+    evaluation = everything["evaluation_id"]
+    assert reader.post(f"/evaluations/{evaluation}/delete").status_code == 409  # it waits still
     for path in (
+        f"/evaluations/{evaluation}/pause", f"/evaluations/{evaluation}/resume", f"/evaluations/{evaluation}/cancel",
+        f"/evaluations/{evaluation}/delete",
         f"/jobs/{job}/pause", f"/jobs/{job}/resume", f"/jobs/{job}/cancel", f"/jobs/{job}/delete",
         f"/variants/{variant}/aliases/stable/delete", f"/variants/{variant}/delete",
         f"/datasets/{everything['dataset_id']}/delete", f"/models/{everything['model_id']}/delete",
@@ -142,4 +158,11 @@ def test_every_object_can_be_deleted_by_its_owner(app: Flask, serving: Serving, 
         assert answer.status_code == 303, (path, answer.text)
         assert reader.get(answer.headers["Location"]).status_code == 200
     actions = {event.action for event in serving.memory.projects.audit(serving.project, 100, None, None).data}
-    assert {"jobs.cancel", "variants.delete", "datasets.delete", "access.revoke_key", "webhooks.delete"} <= actions
+    assert {
+        "jobs.cancel",
+        "evaluations.delete",
+        "variants.delete",
+        "datasets.delete",
+        "access.revoke_key",
+        "webhooks.delete",
+    } <= actions

@@ -54,6 +54,14 @@ def test_an_evaluation_is_no_job_to_those_who_ask_for_jobs(
         evaluations.get(factories.project(database, "other"), made.id)
 
 
+def test_evaluations_are_found_by_the_model_that_they_measure(evaluations: Evaluations, project_id: str) -> None:
+    odd = SPEC.model_copy(update={"model": "var_2", "teacher": "var_1", "data": "ds_1", "name": '"model":"var_1",%'})
+    first, second = (evaluations.submit(project_id, spec, INPUTS).id for spec in (SPEC, odd))
+    assert [one.id for one in evaluations.list(project_id, model="var_1").data] == [first]
+    assert [one.id for one in evaluations.list(project_id, model="var_2").data] == [second]
+    assert not evaluations.list(project_id, model="var%").data and not evaluations.list(project_id, model='"').data
+
+
 def test_the_older_of_a_job_and_an_evaluation_goes_first(jobs: Jobs, evaluations: Evaluations, project_id: str) -> None:
     job = jobs.submit(project_id, factories.spec(), factories.inputs()).id
     evaluation = evaluations.submit(project_id, SPEC, INPUTS).id
