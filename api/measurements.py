@@ -6,7 +6,7 @@ from api.auth import caller, needs, project_id
 from api.idempotency import CreateHeaders, idempotency
 from api.pages import PageQuery
 from api.state import state
-from foundry.errors import FieldProblem, InvalidSpec
+from foundry.errors import FieldProblem, InvalidSpec, UnknownTarget
 from foundry.spec.access import Scope
 from foundry.spec.measurement import Measurement, NewMeasurement, judge
 from foundry.spec.resources import Page
@@ -44,9 +44,19 @@ def list_measurements(variant_id: str, query_data: PageQuery) -> Page[Measuremen
 
 
 def _budget(new: NewMeasurement, manifest: VariantManifest) -> Budget:
-    """Of the target that was asked about, with the cache no longer than the model's; else the variant's own."""
+    """Of the target that was asked about, with the cache no longer than the model's; else the variant's own.
+
+    Raises `UnknownTarget`.
+    """
     if new.target is None:
         return manifest.budget
     spec = state().targets.resolve(project_id(), manifest.spec.model_copy(update={"targets": (new.target,)}))
     attached = manifest.spec.attached_rank  # the variant's own budget has none where ONNX Runtime runs it
-    return budget_of(spec.targets[0], manifest.spec.formats, manifest.budget.context_tokens, attached)
+    try:
+        return budget_of(spec.targets[0], manifest.spec.formats, manifest.budget.context_tokens, attached)
+    except UnknownTarget as error:
+        raise UnknownTarget(
+            f"unknown target {new.target!r}; GET /v1/targets lists them, and PUT /v1/targets/NAME describes one of "
+            "your own",
+            pointer="/target",
+        ) from error

@@ -7,6 +7,7 @@ from flask import request
 from werkzeug.datastructures import MultiDict
 
 from api.idempotency import CreateHeaders, idempotency
+from foundry.errors import FieldProblem, InvalidSpec
 from foundry.spec.record import parse
 from foundry.store.records import Idempotency
 
@@ -15,7 +16,10 @@ _OWN = frozenset({"csrf", "once", "then"})
 
 
 def document(form: MultiDict[str, str], lists: Collection[str] = (), without: Collection[str] = ()) -> dict[str, Any]:
-    """`distill.tokens` becomes `{"distill": {"tokens": ...}}`; empty fields are left out, so that defaults hold."""
+    """`distill.tokens` becomes `{"distill": {"tokens": ...}}`; empty fields are left out, so that defaults hold.
+
+    Raises `InvalidSpec` for fields that no page of ours sends: `limit` and `limit.x` together.
+    """
     found: dict[str, Any] = {}
     for name in form:
         values = [value.strip() for value in form.getlist(name) if value.strip()]
@@ -25,6 +29,9 @@ def document(form: MultiDict[str, str], lists: Collection[str] = (), without: Co
         *parents, last = name.split(".")
         for parent in parents:
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                detail = f"{parent} has a value already and cannot have fields inside of it; leave one out"
+                raise InvalidSpec([FieldProblem(pointer=f"/{name}", code="value_error", detail=detail)])
         place[last] = values if name in lists else values[-1]
     return found
 

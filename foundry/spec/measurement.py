@@ -1,13 +1,18 @@
 """What a variant did on a device, and whether that is within a target's budget."""
 
+import math
 from typing import Annotated, NamedTuple
 
 from pydantic import ConfigDict, Field, field_validator
 
+from foundry.spec.formats import FORMATS
 from foundry.spec.record import Count, CreatedAt, Id, Record
 from foundry.spec.resources import Resource
 from foundry.spec.target import Budget, over_budget
 from foundry.spec.variant import WITH_ADAPTER, Metrics, VariantManifest
+
+_FIGURES = ("file_bytes", "prompt_tokens_per_s", "decode_tokens_per_s", "load_ms", "peak_memory_bytes")
+"""What a device is measured by."""
 
 
 class NewMeasurement(Record):
@@ -18,7 +23,7 @@ class NewMeasurement(Record):
     manifest_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Of the manifest.json that was measured: figures of other files are not taken."""
     metrics: Metrics
-    """`hardware` and `runtime` have to be there."""
+    """`model` is the format that was measured; `hardware` and `runtime` have to be there."""
     context_tokens: Count
     """Of the cache while it was measured."""
     device: Annotated[str, Field(min_length=1, max_length=200)] | None = None
@@ -32,6 +37,11 @@ class NewMeasurement(Record):
         missing = [name for name in ("hardware", "runtime") if not getattr(metrics, name)]
         if missing:
             raise ValueError(f"{' and '.join(missing)} missing: a figure without its machine says nothing")
+        if (form := metrics.model.removesuffix(WITH_ADAPTER)) not in FORMATS:
+            raise ValueError(f"model {form!r:.80} is no format; there are {', '.join(FORMATS)}")
+        for name in _FIGURES:
+            if (value := getattr(metrics, name)) is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} {value:g} cannot have been measured; leave it out or give what was")
         return metrics
 
 

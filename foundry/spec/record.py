@@ -59,10 +59,21 @@ def parse(kind: type[R], document: Any, *, prefix: str = "") -> R:
         raise InvalidSpec(causes) from error
 
 
+_IN_JSON = {
+    "tuple_type": "Input should be a list",
+    "model_type": "Input should be an object",
+    "model_attributes_type": "Input should be an object",
+    "dict_type": "Input should be an object",
+}
+"""Where pydantic speaks of Python to people who write JSON or YAML."""
+
+
 def _problem(kind: type[Record], error: Any, prefix: str) -> FieldProblem:
     # Parts in angle brackets name the branch of a union, not a place in the document.
     places = [str(part) for part in error["loc"] if not str(part).startswith("<")]
-    detail = error["msg"].removeprefix("Value error, ")
+    detail = _IN_JSON.get(
+        error["type"], error["msg"].removeprefix("Value error, ").replace("Tuple should", "List should")
+    )
     if error["type"] == "extra_forbidden":
         detail = "unknown field"
         if len(places) == 1:

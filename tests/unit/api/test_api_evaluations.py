@@ -69,6 +69,7 @@ def test_evaluations_are_listed_by_the_model_that_they_measure(
         ({"model": "/etc"}, "/model", "POST /v1/models"),
         ({"data": "ds_none"}, "/data", "POST /v1/datasets"),
         ({"teacher": "mdl_none"}, "/teacher", "data"),
+        ({"tasks": "mmlu"}, "/tasks", "should be a list"),
         ({"more": 1}, "/more", "unknown field"),
     ],
     ids=str,

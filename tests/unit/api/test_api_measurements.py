@@ -1,5 +1,6 @@
 """What a variant did on devices: kept with the variant, judged by a budget, refused where it is of other files."""
 
+import json
 from typing import Any
 
 import pytest
@@ -48,7 +49,8 @@ def test_another_target_is_judged_by_its_own_budget(client: FlaskClient, variant
     assert judged["target"] == "watch" and judged["fits_budget"] is False
     assert "more than 30,000" in judged["over_budget"][0]
     problem = problem_of(client.post(path(variant), json=body(variant, target="moon")).data, 422)
-    assert "unknown target 'moon'" in problem["detail"]
+    assert "unknown target 'moon'" in problem["detail"] and "PUT /v1/targets" in problem["detail"]
+    assert [error["pointer"] for error in problem["errors"]] == ["/target"]
 
 
 def test_another_target_is_judged_with_the_adapter_that_onnx_runtime_lacks(
@@ -78,6 +80,23 @@ def test_figures_of_other_files_or_of_no_machine_are_refused(client: FlaskClient
     nowhere = {key: value for key, value in METRICS.items() if key != "hardware"}
     problem = problem_of(client.post(path(variant), json=body(variant, metrics=nowhere)).data, 422)
     assert problem["errors"][0]["pointer"].startswith("/metrics") and "hardware missing" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ('"decode_tokens_per_s": -5', "decode_tokens_per_s -5 cannot have been measured"),
+        ('"load_ms": 1e999', "load_ms inf cannot have been measured"),
+        ('"model": "nonsense"', "'nonsense' is no format"),
+    ],
+)
+def test_figures_that_nothing_can_have_are_refused(
+    client: FlaskClient, variant: Variant, change: str, says: str
+) -> None:
+    text = json.dumps(body(variant)).replace('"file_bytes"', f'{change}, "file_bytes"')
+    text = text.replace('"model": "safetensors", ', "") if "model" in change else text
+    problem = problem_of(client.post(path(variant), data=text, content_type="application/json").data, 422)
+    assert problem["errors"][0]["pointer"] == "/metrics" and says in problem["detail"]
 
 
 def test_measurements_go_with_their_variant(client: FlaskClient, variant: Variant) -> None:

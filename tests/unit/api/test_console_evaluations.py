@@ -104,6 +104,12 @@ def test_a_wrong_field_comes_back_with_its_words(browser: Browser, serving: Serv
     assert not serving.memory.evaluations.list(serving.project).data
 
 
+def test_a_form_that_no_page_sends_is_refused_at_its_field(browser: Browser, variant: Variant) -> None:
+    for action, fields in (("/evaluations", {"limit": "1", "limit.x": "1"}), ("/jobs", {"seed": "1", "seed.x.y": "1"})):
+        answer = browser.post(action, also={"model": variant.id, **fields})
+        assert (answer.status_code, "has a value already" in answer.text) == (422, True), answer.text
+
+
 def test_a_gguf_is_not_scored_on_data_and_the_form_says_so_at_the_data(
     browser: Browser, serving: Serving, variant: Variant
 ) -> None:
