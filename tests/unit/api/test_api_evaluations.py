@@ -70,6 +70,7 @@ def test_evaluations_are_listed_by_the_model_that_they_measure(
         ({"data": "ds_none"}, "/data", "POST /v1/datasets"),
         ({"teacher": "mdl_none"}, "/teacher", "data"),
         ({"tasks": "mmlu"}, "/tasks", "should be a list"),
+        ({"tasks": ["mmlu"] * 65}, "/tasks", "List should have at most 64 items"),
         ({"more": 1}, "/more", "unknown field"),
     ],
     ids=str,
