@@ -120,7 +120,7 @@ class Bench:
         """The student by these scores (the calibration's by default) after these repairs."""
         name = f"cut-{next(self._cuts)}"
         # Only ours looks for the layers by their loss; the others take those of the highest scores.
-        layers = self.cutting.plan(shape).layers if "local" in repairs and scores is None else None
+        layers = self.cutting.plan(shape).layers if "local" in repairs else None
         plan = make_plan(self.family, self.shape, shape, scores or self.statistics, repairs, name, layers)
         slicer, folder = self.cutting.slicer(plan), self._scratch / name
         folder.mkdir()
@@ -153,9 +153,13 @@ class Bench:
         """
         shapes = self.shapes(gone)
         whole = [shape for shape in shapes if shape.hidden == self.shape.hidden]
-        found = [self.choose(some, lambda shape: self.cut(shape, ())) for some in (shapes, whole) if some]
-        self._plain[gone] = shape = min(found, key=lambda shape: self.kl(self.cut(shape, ())))
-        return self.record(method, gone, shape, self.loss(self.cut(shape, ())) - self.base)
+        found = [self.choose(some, self.sliced) for some in (shapes, whole) if some]
+        self._plain[gone] = shape = min(found, key=lambda shape: self.kl(self.sliced(shape)))
+        return self.record(method, gone, shape, self.loss(self.sliced(shape)) - self.base)
+
+    def sliced(self, shape: Shape) -> PreTrainedModel:
+        """The published recipe: the highest scores of its statistic stay, and nothing is repaired."""
+        return self.cut(shape, (), self.minitron)
 
     def ours(self, method: str, gone: float) -> Record:
         scored = choose_shape(
@@ -167,10 +171,10 @@ class Bench:
         print(f"{method}, {gone:.0%}: left out {left_out or 'nothing'}", flush=True)
         return self.record(method, gone, shape, self.loss(self.cut(shape, repairs)) - self.base)
 
-    def ablation(self, name: str, gone: float, repairs: tuple[Repair, ...]) -> Record:
-        """Other repairs at the shape that all repairs have chosen."""
+    def ablation(self, name: str, gone: float, repairs: tuple[Repair, ...], scores: Statistics | None = None) -> Record:
+        """Other repairs, or other scores, at the shape that all repairs have chosen."""
         shape = self._ours[gone]
-        return self.record(f"ours, {name}", gone, shape, self.loss(self.cut(shape, repairs)) - self.base, name)
+        return self.record(f"ours, {name}", gone, shape, self.loss(self.cut(shape, repairs, scores)) - self.base, name)
 
     def magnitude(self, method: str, gone: float) -> Record:
         """The planner with norms of weights for scores, at the best shape for them."""
@@ -191,6 +195,16 @@ class Bench:
         shape = self.shape.model_copy(update={"layers": layers})
         if abs(self.size(shape) / self.whole - (1 - gone)) <= _EQUAL:
             yield self.record(method, gone, shape, self.loss(self.cut(shape, ())) - self.base)
+
+    @cached_property
+    def minitron(self) -> Statistics:
+        """Its statistic in place of contributions; layers and hidden are scored as it scores them anyway."""
+        layers = self.statistics.layers
+        return self._scores(
+            self.statistics.distance_L.square(), self.statistics.hidden_score_H.square(),
+            torch.stack([layer.ffn[0].score_C for layer in layers]).square(),
+            torch.stack([layer.attention.score_C for layer in layers]).square(),
+        )  # fmt: skip
 
     @cached_property
     def _magnitudes(self) -> Statistics:
@@ -227,7 +241,9 @@ class Bench:
     def _scores(self, squares_L: Tensor, squares_H: Tensor, squares_LF: Tensor, squares_LA: Tensor) -> Statistics:
         """As much of `Statistics` as the planner reads."""
         layers = [
-            SimpleNamespace(attention=SimpleNamespace(score_C=a.sqrt()), ffn=[SimpleNamespace(score_C=f.sqrt())])
+            SimpleNamespace(
+                attention=SimpleNamespace(contribution_C=a.sqrt()), ffn=[SimpleNamespace(contribution_C=f.sqrt())]
+            )
             for f, a in zip(squares_LF, squares_LA, strict=True)
         ]
         found = SimpleNamespace(distance_L=squares_L.sqrt(), hidden_score_H=squares_H.sqrt(), layers=layers)

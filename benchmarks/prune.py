@@ -112,6 +112,12 @@ def _measured(bench: Bench, args: argparse.Namespace) -> Iterator[Record]:
         peer = TorchPruning(bench)
         for gone in args.ratios:
             yield from peer.measured(gone)
+    for gone in args.ratios:
+        yield bench.ablation(
+            "all without local, Minitron's statistic", gone, _ABLATION["all without local"], bench.minitron
+        )
+    for gone in args.ablate_local:
+        yield bench.ablation("all, Minitron's statistic", gone, DEFAULTS.repair, bench.minitron)
     for name in args.ablations:
         repairs = _ABLATION[name]
         for gone in args.ablate_local if "local" in repairs else args.ratios:

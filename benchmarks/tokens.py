@@ -74,7 +74,7 @@ class Course:
 
     @cached_property
     def sliced(self) -> PreTrainedModel:
-        return self._bench.cut(self.shape, ())
+        return self._bench.sliced(self.shape)
 
     @cached_property
     def repaired(self) -> PreTrainedModel:

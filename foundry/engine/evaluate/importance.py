@@ -1,4 +1,4 @@
-"""Where in the teacher the work is done: the Minitron statistic of every axis and layer, for people to look at.
+"""Where in the teacher the work is done: the scores by which every axis and layer is cut, for people to look at.
 
 It is taken from what the prune stage gathered, and measured on held-out text for a teacher that was not cut. B:
 sequences, S: positions, C: channels, L: layers.
@@ -29,8 +29,8 @@ def gathered(statistics: Statistics, shape: Shape) -> dict[str, Any]:
     """The same figures as `importance`, from the calibration of the prune stage and on its text."""
     layers = statistics.layers
     squares = {
-        "heads": [layer.attention.score_C.double().square() for layer in layers],
-        "ffn": [] if shape.experts else [layer.ffn[0].score_C.double().square() for layer in layers],
+        "heads": [layer.attention.contribution_C.double().square() for layer in layers],
+        "ffn": [] if shape.experts else [layer.ffn[0].contribution_C.double().square() for layer in layers],
         "hidden": [layer.streams["attention_norm"].score_H.double().square() for layer in layers],
     }
     return _told(statistics.tokens, statistics.distance_L, squares, shape)
@@ -42,9 +42,10 @@ def importance(
 ) -> dict[str, Any]:
     """One score for each layer, and for each layer those of its heads, and in falling order of its ffn and hidden.
 
-    A channel's score is sqrt(sum_b (mean_s |x|)^2) of what the projection behind it reads (arXiv 2407.14679, section
-    2.2), a head's the length of its channels' scores; a layer's is 1 - mean cos(input, output) (arXiv 2403.03853). An
-    axis whose place the family does not have, such as the ffn of experts, is left out. Raises `Stopped`.
+    A channel's score is sqrt(sum x^2) |w|, w being its column of the projection that reads it, a head's the length of
+    its channels' scores; that of a dimension of the stream is sqrt(sum_b (mean_s |x|)^2) behind a norm (arXiv
+    2407.14679, section 2.2); a layer's is 1 - mean cos(input, output) (arXiv 2403.03853). An axis whose place the
+    family does not have, such as the ffn of experts, is left out. Raises `Stopped`.
     """
     listening = _Listening(family, shape, context.device)
     rows = max(1, min(len(packed), _TOKENS // packed.sequence_tokens))
@@ -81,14 +82,20 @@ class _Listening:
                 continue
             module = model.get_submodule(self._family.module_of(weight, layer))
 
-            def hear_input(_: nn.Module, args: tuple[Tensor, ...], axis: str = axis) -> None:
-                self._add(axis, layer, args[0])
+            outputs = 1 - (weight.input_axis or 0)
 
-            def hear_output(_: nn.Module, args: tuple[Tensor, ...], output: Tensor, axis: str = axis) -> None:
-                self._add(axis, layer, output)
+            def hear_input(
+                module: nn.Module, args: tuple[Tensor, ...], axis: str = axis, outputs: int = outputs
+            ) -> None:
+                assert isinstance(module.weight, Tensor)
+                column_C = module.weight.double().square().sum(dim=outputs)
+                self._add(axis, layer, args[0].double().square().sum(dim=(0, 1)) * column_C)
+
+            def hear_norm(_: nn.Module, args: tuple[Tensor, ...], output: Tensor, axis: str = axis) -> None:
+                self._add(axis, layer, output.float().abs().mean(dim=1).double().square().sum(dim=0))
 
             if axis == "hidden":
-                yield module.register_forward_hook(hear_output)
+                yield module.register_forward_hook(hear_norm)
             else:
                 yield module.register_forward_pre_hook(hear_input)
 
@@ -98,8 +105,7 @@ class _Listening:
 
         yield model.get_submodule(self._family.layer_module.format(layer=layer)).register_forward_hook(hear_block)
 
-    def _add(self, axis: str, layer: int, x_BSC: Tensor) -> None:
-        squares_C = x_BSC.float().abs().mean(dim=1).double().square().sum(dim=0)
+    def _add(self, axis: str, layer: int, squares_C: Tensor) -> None:
         before_C = self._squares[axis][layer]
         self._squares[axis][layer] = squares_C if before_C is None else before_C + squares_C
 

@@ -23,7 +23,10 @@ from foundry.engine.tensors import write_tensors
 from foundry.engine.workspace import sync
 from foundry.errors import DamagedCheckpoint
 from foundry.spec.lifecycle import Progress
-from foundry.spec.weights import ATTENTION_READERS, FFN_READERS, Role
+from foundry.spec.weights import ATTENTION_READERS, FFN_READERS, WRITERS, Role
+
+_SHORTEST = 2.0**-60
+"""Root mean square of a position that is taken for nothing."""
 
 
 class Calibration:
@@ -89,7 +92,7 @@ class Calibration:
             self._advance(layer, self.texts.choice, before, after)
             with self._new(layer + 1, self.texts.brief) as brief:
                 self._copy(after, brief)
-        return sums.tensors()
+            return sums.tensors()
 
     def _copy(self, stream: StreamFile, brief: StreamFile) -> None:
         for rows in self.texts.batches(self.texts.brief):
@@ -105,7 +108,7 @@ class Calibration:
         layers = self.teacher.shape.layers
         whole = slice(0, len(self.texts.packed))
         stream = StreamFile(self._stream(layers), self._size(whole), self._context.dtype)
-        sums = _StreamSums(self.teacher.shape.hidden, self._context.device, centred=self.teacher.family.norm == "layer")
+        sums = StreamSums(self.teacher.shape.hidden, self._context.device, centred=self.teacher.family.norm == "layer")
         size = self._size(self.texts.choice)
         with self.teacher.end(head=False) as end, torch.no_grad():
             for rows in self.texts.batches(self.texts.calibration):
@@ -161,11 +164,14 @@ class _ChannelSums:
         self._squares_C += x.double().square().sum(dim=0)
         self._gram_CC.add(x)
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        return {f"{name}.score": self._squares_C.sqrt()} | self._gram_CC.tensors(f"{name}.gram")
+    def tensors(self, name: str, writer_HC: Tensor) -> dict[str, Tensor]:
+        """`writer` is the projection that reads the channels."""
+        energy_C = self._gram_CC.diagonal().double() * writer_HC.double().square().sum(dim=0)
+        scores = {f"{name}.score": self._squares_C.sqrt(), f"{name}.contribution": energy_C.sqrt()}
+        return scores | self._gram_CC.tensors(f"{name}.gram")
 
 
-class _StreamSums:
+class StreamSums:
     """Accumulates what `Stream` reads."""
 
     def __init__(self, hidden: int, device: torch.device, *, centred: bool) -> None:
@@ -174,12 +180,19 @@ class _StreamSums:
         self._covariance_HH = SymmetricSum(hidden, device)
 
     def add(self, x_BSH: Tensor, read_BSH: Tensor) -> None:
-        """`x` is the stream, `read` what a norm makes of it. A layer norm sees `x` without its mean."""
+        """`x` is the stream, `read` what a norm makes of it. A layer norm sees `x` without its mean.
+
+        A norm divides by the length, so that every position counts as much at its readers as any other, while the
+        stream of a model's first token can be a thousand times as long (massive activations, arXiv 2402.17762).
+        Division by the nearest power of two rounds nothing.
+        """
         self._squares_H += read_BSH.float().abs().mean(dim=1).double().square().sum(dim=0)
         flat = x_BSH.flatten(0, 1)
         if self._centred:
             flat = flat.float() - flat.float().mean(dim=1, keepdim=True)
-        self._covariance_HH.add(flat)
+        length_T1 = flat.float().square().mean(dim=1, keepdim=True).sqrt()
+        scale_T1 = torch.exp2(-length_T1.clamp_min(_SHORTEST).log2().round())
+        self._covariance_HH.add(flat * scale_T1.to(flat.dtype))
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         return {f"{name}.score": self._squares_H.sqrt()} | self._covariance_HH.tensors(f"{name}.covariance")
@@ -194,17 +207,21 @@ class _LayerSums:
         self._attention = _ChannelSums(shape.heads * shape.head_dim, device)
         self._ffn = [_ChannelSums(shape.ffn, device) for _ in range(max(1, shape.experts))]
         self._streams = {
-            role: _StreamSums(shape.hidden, device, centred=teacher.family.norm == "layer")
+            role: StreamSums(shape.hidden, device, centred=teacher.family.norm == "layer")
             for role in places_of(teacher.family)
         }
         self._expert_score_E = torch.zeros(shape.experts, dtype=torch.float64, device=device)
         self._cosine_sum = torch.zeros((), dtype=torch.float64, device=device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it by the names of `LayerStatistics`. Raises `DamagedCheckpoint` for what is not a number."""
-        found = self._attention.tensors("attention")
+        """All of it by the names of `LayerStatistics`, while the layer is loaded.
+
+        Raises `DamagedCheckpoint` for what is not a number.
+        """
+        writers = self._writers()
+        found = self._attention.tensors("attention", writers["o", 0])
         for number, channels in enumerate(self._ffn):
-            found |= channels.tensors(f"ffn.{number}")
+            found |= channels.tensors(f"ffn.{number}", writers["down", number])
         if not all(bool(torch.isfinite(value).all()) for name, value in found.items() if name.endswith(".score")):
             raise DamagedCheckpoint(
                 f"the teacher's activations in layer {self._layer} are not numbers; its weights are damaged",
@@ -238,6 +255,14 @@ class _LayerSums:
         block = self._teacher.module(family.layer_module.format(layer=self._layer))
         yield block.register_forward_hook(self._hear_block)
 
+    def _writers(self) -> dict[tuple[Role, int], Tensor]:
+        """The matrices that write to the stream [H, C], by role and expert."""
+        return {
+            (place.weight.role, place.expert): value.T if place.weight.input_axis == 0 else value
+            for place, value in self._teacher.stored(self._layer)
+            if place.weight.role in WRITERS and not place.weight.is_bias
+        }
+
     def _module(self, role: Role) -> nn.Module:
         """A weight's module; of an expert's weight, the module that holds all experts."""
         family = self._teacher.family
@@ -269,9 +294,9 @@ def _hear_input(channels: _ChannelSums, _: nn.Module, args: tuple[Tensor, ...]) 
     channels.add(args[0])
 
 
-def _hear_stream(stream: _StreamSums, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+def _hear_stream(stream: StreamSums, _: nn.Module, args: tuple[Tensor, ...]) -> None:
     stream.add(args[0], args[0])
 
 
-def _hear_norm(stream: _StreamSums, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+def _hear_norm(stream: StreamSums, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
     stream.add(args[0], output)

@@ -193,7 +193,7 @@ def _how_made(checkpoint: Checkpoint, texts: Texts, options: Prune, context: Run
         digest.update(tensor.contiguous().numpy().tobytes())
     files = sorted({entry.file for entry in checkpoint.tensors.values()})
     return {
-        "format": 2, "dtype": str(context.dtype), "device": context.device.type, "seed": context.seed,
+        "format": 3, "dtype": str(context.dtype), "device": context.device.type, "seed": context.seed,
         "text": digest.hexdigest(), "calibration_rows": texts.calibration_rows,
         "options": options.model_dump(mode="json"),
         "teacher": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],

@@ -22,7 +22,7 @@ def make_plan(
     rotated = "rotate" in repair and shape.hidden < teacher.hidden
     hidden = tuple(range(shape.hidden)) if rotated else best(statistics.hidden_score_H, shape.hidden)
     found = [statistics.layers[layer] for layer in layers]
-    kv_heads = [best_kv_heads(layer.attention.score_C, teacher, shape.kv_heads) for layer in found]
+    kv_heads = [best_kv_heads(layer.attention.contribution_C, teacher, shape.kv_heads) for layer in found]
     experts = [best(layer.expert_score_E, shape.experts) if shape.experts else () for layer in found]
     return PrunePlan(
         family=family.name,
@@ -33,12 +33,12 @@ def make_plan(
         hidden=hidden,
         rotated=rotated,
         ffn=tuple(
-            best(channels.score_C, shape.ffn)
+            best(channels.contribution_C, shape.ffn)
             for layer, kept in zip(found, experts, strict=True)
             for channels in _of_kept_experts(layer, kept)
         ),
         heads=tuple(
-            best_heads(layer.attention.score_C, teacher, shape, kept)
+            best_heads(layer.attention.contribution_C, teacher, shape, kept)
             for layer, kept in zip(found, kv_heads, strict=True)
         ),
         kv_heads=tuple(kv_heads) if shape.kv_heads < teacher.kv_heads else (),

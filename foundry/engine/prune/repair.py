@@ -11,17 +11,14 @@ from torch import Tensor
 
 from foundry.engine.prune.symmetric import Symmetric
 
-_ROWS = 512
-"""Of a float32 matrix that are in float64 at a time."""
-
 
 def refit(weight_HC: Tensor, gram: Symmetric, kept_K: Sequence[int], *, damping: float = 1e-3) -> Tensor:
     """The output projection on the kept channels that best imitates the whole one on the calibration text.
 
-    Minimises E|W x - W' x_K|^2, whose solution is W' = W C[:,K] (C[K,K] + lambda I)^-1 with C = E[x x^T], the `gram`
-    [C, C]; lambda is `damping` times the mean of C[K,K]'s diagonal. With R for the channels that go, that is W[:,K] +
-    (W[:,R] C[R,K] - lambda W[:,K]) (C[K,K] + lambda I)^-1, a product over R instead of all channels, in float64.
-    `kept_K` ascends. Returns [H, K] in float32. Keeping every channel returns W itself.
+    Minimises E|W x - W' x_K|^2 + lambda |W' - W[:,K]|^2, so that what the text says nothing about stays as it was:
+    W' = W[:,K] + W[:,R] C[R,K] (C[K,K] + lambda I)^-1 with C = E[x x^T], the `gram` [C, C], and R the channels that go;
+    lambda is `damping` times the mean of C[K,K]'s diagonal. `kept_K` ascends. Returns [H, K] in float32. Keeping every
+    channel returns W itself.
     """
     device = weight_HC.device
     kept_HK = weight_HC[:, torch.tensor(kept_K, device=device)].float()
@@ -33,34 +30,33 @@ def refit(weight_HC: Tensor, gram: Symmetric, kept_K: Sequence[int], *, damping:
     ridge = damping * float(inner_KK.diagonal().mean())
     if not ridge:  # channels that the text never used, as of an expert that no token reached
         return kept_HK
-    gone_HR = weight_HC[:, torch.tensor(gone_R, device=device)].double()
-    right_HK = torch.empty(kept_HK.shape, dtype=torch.float64, device=device)
-    for start in range(0, len(kept_K), _ROWS):
-        some = slice(start, start + _ROWS)
-        torch.mm(gone_HR, cross_KR[some].double().T, out=right_HK[:, some])
-        right_HK[:, some].sub_(kept_HK[:, some], alpha=ridge)
-    del gone_HR, cross_KR
+    right_HK = weight_HC[:, torch.tensor(gone_R, device=device)].float() @ cross_KR.T
+    del cross_KR
     change_KH = _solved(inner_KK, ridge, right_HK.mT, gram, kept_K)
-    for start in range(0, len(kept_HK), _ROWS):  # adding float64 to float32 at once makes copies of both
-        some = slice(start, start + _ROWS)
-        kept_HK[some] += change_KH[:, some].T
-    return kept_HK
+    return kept_HK.add_(change_KH.mT)
 
 
 def _solved(inner_KK: Tensor, ridge: float, right_KH: Tensor, gram: Symmetric, kept_K: Sequence[int]) -> Tensor:
-    """(C[K,K] + ridge I)^-1 right by Cholesky in place: both are overwritten."""
-    inner_KK.diagonal().add_(ridge)
+    """(C[K,K] + ridge I)^-1 right by Cholesky in place: both are overwritten.
+
+    In float32, as the sums in C are, with every channel scaled to one, which leaves the error of a solve to channels
+    that are alike, and not to those that are large beside others.
+    """
+    scale_K = inner_KK.diagonal().add_(ridge).rsqrt()
+    inner_KK.mul_(scale_K[:, None]).mul_(scale_K)
     lower_KK = inner_KK.mT  # what is above the diagonal, as LAPACK lays out what is below it
     failed = torch.empty((), dtype=torch.int32, device=lower_KK.device)
     torch.linalg.cholesky_ex(lower_KK, out=(lower_KK, failed))
-    if failed:  # float32 sums of very unequal channels may have left it not positive definite
+    if failed:  # the sums of very unequal channels may have left it not positive definite
         inner_KK, _ = gram.parts(kept_K, [])
+        inner_KK = inner_KK.double()
         inner_KK.diagonal().add_(ridge)
-        solved_KH: Tensor = torch.linalg.solve(inner_KK.triu() + inner_KK.triu(1).mT, right_KH)
-        return solved_KH
+        solved_KH: Tensor = torch.linalg.solve(inner_KK.triu() + inner_KK.triu(1).mT, right_KH.double())
+        return solved_KH.float()
+    right_KH.mul_(scale_K[:, None])
     torch.linalg.solve_triangular(lower_KK, right_KH, upper=False, out=right_KH)
     torch.linalg.solve_triangular(lower_KK.mT, right_KH, upper=True, out=right_KH)
-    return right_KH
+    return right_KH.mul_(scale_K[:, None])
 
 
 def ordered_axes(covariances: Iterable[Tensor], *, centred: bool) -> Tensor:

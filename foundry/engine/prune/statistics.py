@@ -53,6 +53,8 @@ class Channels:
         self.score_C = stored(f"{name}.score")
         """The Minitron statistic sqrt(sum_b (mean_s |x|)^2): mean over the sequence, L2 over the batch (arXiv
         2407.14679, section 2.2)."""
+        self.contribution_C = stored(f"{name}.contribution")
+        """sqrt(sum x^2) |w|, w being the channel's column of the projection: how much it puts into the output."""
 
     @property
     def gram(self) -> Symmetric:
@@ -70,7 +72,10 @@ class Stream:
 
     @property
     def covariance(self) -> Symmetric:
-        """[H, H]: sum x x^T of the stream; without its mean over dimensions where layer norms read it."""
+        """[H, H]: sum x x^T of the stream, every position scaled to a like length.
+
+        Without its mean over dimensions where layer norms read it.
+        """
         return self._stored.matrix(f"{self._name}.covariance")
 
 

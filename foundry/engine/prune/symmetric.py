@@ -33,6 +33,10 @@ class SymmetricSum:
                 start = number * _PANEL
                 panel += product(x_TC[:, start : start + _PANEL].T, x_TC[:, start:])
 
+    def diagonal(self) -> Tensor:
+        """The sums of squares [C]."""
+        return torch.cat([panel.diagonal() for panel in self._panels])
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The panels, numbered."""
         return {f"{name}.{number}": panel for number, panel in enumerate(self._panels)}
@@ -64,17 +68,14 @@ class Symmetric:
         return matrix_CC
 
     def parts(self, kept_K: Sequence[int], gone_R: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """C[K,K] in float64, of which what is below the diagonal means nothing, and C[K,R] in float32.
-
-        Both lists ascend.
-        """
+        """C[K,K], of which what is below the diagonal means nothing, and C[K,R], in float32. Both lists ascend."""
         inner_KK, cross_KR = torch.empty(0), torch.empty(0)
         start = 0
         for panel in self._panels():
             kept, gone = (torch.tensor(indices, dtype=torch.long, device=panel.device) for indices in (kept_K, gone_R))
             if not start:
-                inner_KK = panel.new_empty(len(kept), len(kept), dtype=torch.float64)
-                cross_KR = panel.new_empty(len(kept), len(gone), dtype=torch.float32)
+                inner_KK = panel.new_empty(len(kept), len(kept))
+                cross_KR = panel.new_empty(len(kept), len(gone))
             stop = start + len(panel)
             first, last = bisect_left(kept_K, start), bisect_left(kept_K, stop)
             gone_first, gone_last = bisect_left(gone_R, start), bisect_left(gone_R, stop)

@@ -33,7 +33,8 @@ def test_scores_equal_their_definitions(context: RunContext) -> None:
     with torch.no_grad():
         states = model(**TEXT.batch(slice(None)).model_inputs(), output_hidden_states=True).hidden_states
     handle.remove()
-    score_C = inputs[0].abs().mean(dim=1).square().sum(dim=0).sqrt().sort(descending=True).values
+    energy_C = inputs[0].square().sum(dim=(0, 1)) * down.weight.detach().square().sum(dim=0)
+    score_C = energy_C.sqrt().sort(descending=True).values
     assert len(found["scores"]["ffn"][1]) == 48 and len(score_C) == 64
     assert found["scores"]["ffn"][1][0] == pytest.approx(float(score_C[:2].mean()), rel=1e-4)
     cosine = torch.cosine_similarity(states[1], states[2], dim=-1).mean()

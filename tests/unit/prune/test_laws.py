@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from foundry.engine.prune import repair
+from foundry.engine.prune.calibrate import StreamSums
 from foundry.engine.prune.choose import choose_shape
 from foundry.engine.prune.plan import best, best_heads, make_plan
 from foundry.engine.prune.slicer import Slicer
@@ -86,13 +87,35 @@ def test_cutting_channels_that_are_zero_changes_nothing(tmp_path: Path, kind: di
     torch.testing.assert_close(_logits(student), _logits(teacher), rtol=1e-5, atol=1e-5)
 
 
+def test_cutting_channels_that_write_nothing_changes_nothing(tmp_path: Path) -> None:
+    """However large they are themselves."""
+    teacher = new_model()
+    for layer in teacher.model.layers:
+        layer.mlp.up_proj.weight.data[::2] *= 100
+        layer.mlp.down_proj.weight.data[:, ::2] = 0
+    student, _ = _student(save(tmp_path / "teacher", teacher), {"ffn": 32})
+    torch.testing.assert_close(_logits(student), _logits(teacher), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_a_position_counts_the_same_at_a_norm_however_long_its_stream_is(norm: str) -> None:
+    stream_BSH = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(4))
+    long_BSH = stream_BSH * torch.tensor([4096.0, 1, 1, 2, 1, 1])[:, None]
+    found = []
+    for x_BSH in (stream_BSH, long_BSH):
+        sums = StreamSums(8, torch.device("cpu"), centred=norm == "layer")
+        sums.add(x_BSH, x_BSH)
+        found.append(sums.tensors("it")["it.covariance.0"])
+    torch.testing.assert_close(*found)
+
+
 def test_sliced_equals_masked_when_ffn(tmp_path: Path) -> None:
     teacher = new_model()
     folder = save(tmp_path / "teacher", teacher)
     statistics = _statistics(folder)
     student, _ = _student(folder, {"ffn": 40}, statistics=statistics)
     for number, layer in enumerate(teacher.model.layers):
-        kept = set(best(statistics.layers[number].ffn[0].score_C, 40))
+        kept = set(best(statistics.layers[number].ffn[0].contribution_C, 40))
         layer.mlp.down_proj.weight.data[:, [c for c in range(64) if c not in kept]] = 0
     torch.testing.assert_close(_logits(student), _logits(teacher), rtol=1e-4, atol=1e-5)
 
@@ -104,7 +127,9 @@ def test_sliced_equals_masked_when_heads(tmp_path: Path) -> None:
     student, checkpoint = _student(folder, {"heads": 2}, statistics=statistics)
     assert student.config.num_attention_heads == 2
     kept = [
-        best_heads(found.attention.score_C, checkpoint.shape, checkpoint.shape.model_copy(update={"heads": 2}), (0, 1))
+        best_heads(
+            found.attention.contribution_C, checkpoint.shape, checkpoint.shape.model_copy(update={"heads": 2}), (0, 1)
+        )
         for found in statistics.layers
     ]
     for number, layer in enumerate(teacher.model.layers):
@@ -157,7 +182,9 @@ def test_refit_solves_the_damped_normal_equations(spread: float) -> None:
     kept = [0, 2, 3, 7, 8, 11]
     inner_KK = gram_CC[kept][:, kept].double()
     inner_KK += 1e-3 * inner_KK.diagonal().mean() * torch.eye(len(kept))
-    expected_HK = weight_HC.double() @ gram_CC[:, kept].double() @ inner_KK.inverse()
+    gone = sorted(set(range(16)) - set(kept))
+    change_HK = weight_HC[:, gone].double() @ gram_CC[gone][:, kept].double() @ inner_KK.inverse()
+    expected_HK = weight_HC[:, kept] + change_HK
     found_HK = repair.refit(weight_HC, Symmetric.of(gram_CC), kept)
     torch.testing.assert_close(found_HK, expected_HK.float(), rtol=1e-4, atol=1e-5)
 
@@ -167,6 +194,38 @@ def test_refit_keeps_the_weights_of_channels_that_the_text_never_used() -> None:
     weight_HC = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
     kept = range(10)
     assert torch.equal(repair.refit(weight_HC, Symmetric.of(torch.zeros(16, 16)), kept), weight_HC[:, :10])
+
+
+def test_refit_leaves_weights_alone_of_which_the_text_says_nothing() -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight_HC, x_TC = torch.randn(8, 16, generator=generator), torch.randn(3, 16, generator=generator)
+    refitted_HK = repair.refit(weight_HC, Symmetric.of(x_TC.T @ x_TC), range(10))
+    change_HK = refitted_HK - weight_HC[:, :10]
+    _, _, axes_KK = torch.linalg.svd(x_TC[:, :10])  # the text spans three of ten directions
+    assert change_HK.norm() > 0.1
+    assert (change_HK @ axes_KK[3:].T).norm() < 1e-3 * change_HK.norm()
+
+
+def test_refit_is_near_float64_where_some_channels_are_a_thousand_times_as_large() -> None:
+    generator = torch.Generator().manual_seed(6)
+    x_TC = torch.randn(300, 64, generator=generator) @ torch.randn(64, 64, generator=generator)
+    x_TC[:, 3] *= 1000
+    x_TC[:, 4] = x_TC[:, 3] + x_TC[:, 4]
+    weight_HC, gram_CC = torch.randn(8, 64, generator=generator), x_TC.T @ x_TC
+    inner_KK = gram_CC[:40, :40].double()
+    ridge = 1e-3 * inner_KK.diagonal().mean()
+    best_HK = (
+        torch.linalg.solve(
+            inner_KK + ridge * torch.eye(40), (weight_HC[:, 40:].double() @ gram_CC[40:, :40].double()).T
+        ).T
+        + weight_HC[:, :40]
+    )
+
+    def missed(found_HK: torch.Tensor) -> float:
+        error = x_TC.double() @ weight_HC.double().T - x_TC[:, :40].double() @ found_HK.double().T
+        return float(error.square().sum() + ridge * (found_HK - weight_HC[:, :40]).square().sum())
+
+    assert missed(repair.refit(weight_HC, Symmetric.of(gram_CC), range(40))) < (1 + 1e-6) * missed(best_HK)
 
 
 def test_refit_beats_slicing_when_channels_are_correlated() -> None:
