@@ -5,12 +5,14 @@
 N tokens distil our repaired student. The plain Minitron slice of the same shape is distilled on 10 N; ours gets shares
 of that until it is as good. A model of the same shape with random weights learns the text itself on up to 40 N. Every
 run has its own whole schedule, reads the first tokens of one text in one order, and is measured on the same windows;
-every kind gets the best of several learning rates. Calibration reads a part of the N tokens; its passes are said
-beside them. Prints Markdown for docs/results.md and writes each run as a JSON line to build/tokens-NAME.jsonl.
+every kind gets the best of several learning rates and sizes of a step. Calibration reads a part of the N tokens; its
+passes are said beside them. Prints Markdown for docs/results.md and writes each run as a JSON line to
+build/tokens-NAME.jsonl.
 """
 
 import argparse
 import copy
+import itertools
 import json
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -39,7 +42,8 @@ from foundry.engine.norms import fuse_norms
 from foundry.engine.workspace import Workspace
 
 OURS, PLAIN, SCRATCH = "ours, all repairs", "plain Minitron slice", "from scratch"
-_BATCH_TOKENS = 2048
+_BATCHES = (512, 2048)
+"""Tokens of a step that every kind may choose from."""
 _RATES = {OURS: (3e-4, 1e-3), PLAIN: (1e-3, 3e-3), SCRATCH: (1e-3, 3e-3, 1e-2)}
 _TRIED_ON = 2
 """Learning rates are compared on so many times N tokens."""
@@ -48,13 +52,20 @@ _SHARES = (0.0125, 0.025, 0.05, 0.1, 0.2)
 """Of the plain recipe's tokens, that ours gets until it is as good."""
 
 
+class Recipe(NamedTuple):
+    """What every kind chooses for itself."""
+
+    rate: float
+    batch_tokens: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One training run."""
 
     method: str
     tokens: int
-    rate: float
+    recipe: Recipe
     before: float
     """Held-out loss before the first step, nats per token."""
     after: float
@@ -87,13 +98,14 @@ class Course:
         torch.manual_seed(self._seed)
         return AutoModelForCausalLM.from_config(self.sliced.config, dtype=torch.float32).eval()
 
-    def run(self, method: str, tokens: int, rate: float) -> Run:
+    def run(self, method: str, tokens: int, recipe: Recipe) -> Run:
         """The loop that a job runs, on the first `tokens` of the text: from the teacher, or from the text alone."""
         started, context = time.monotonic(), self._bench.context
         text = pack(self._documents, self._tokenizer, self._length, max_tokens=tokens)
         schedule = make_schedule(
-            text, tokens=tokens, batch_tokens=_BATCH_TOKENS, peak_rate=rate, warmup_ratio=0.05, seed=self._seed
-        )
+            text, tokens=tokens, batch_tokens=recipe.batch_tokens, peak_rate=recipe.rate, warmup_ratio=0.05,
+            seed=self._seed,
+        )  # fmt: skip
         objective = predict_text(context) if method == SCRATCH else match_teacher(self._bench.teacher, Goal(), context)
         training = Training(
             stage="distill", schedule=schedule, text=text, held_out=self._bench.held_out, objective=objective,
@@ -103,8 +115,9 @@ class Course:
             learner = Learner(method, self.start(method), torch.float32)
             said = summary(train([learner], training, Workspace(Path(folder)), context)[method])
         return Run(
-            method=method, tokens=int(str(said["tokens"])), rate=rate, before=float(str(said["held_out_loss_before"])),
-            after=float(str(said["held_out_loss_after"])), seconds=time.monotonic() - started,
+            method=method, tokens=int(str(said["tokens"])), recipe=recipe,
+            before=float(str(said["held_out_loss_before"])), after=float(str(said["held_out_loss_after"])),
+            seconds=time.monotonic() - started,
         )  # fmt: skip
 
 
@@ -147,7 +160,8 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
             file.write(json.dumps(asdict(one) | {"seed": args.seed, "shape": course.shape.in_words}) + "\n")
             file.flush()
             print(
-                f"{one.method}, {one.tokens:,} tokens at {one.rate:g}: {one.before:.4f} -> {one.after:.4f}", flush=True
+                f"{one.method}, {one.tokens:,} tokens at {_said(one.recipe)}: {one.before:.4f} -> {one.after:.4f}",
+                flush=True,
             )
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     print(f"\n{hardware_name(CPU)}; Python {sys.version.split()[0]}, {packages}; seed {args.seed}")
@@ -163,38 +177,45 @@ def _measured(course: Course, args: argparse.Namespace) -> Iterator[Run]:
     if "distilled" in args.kinds:
         yield from _distilled(course, args)
     if "scratch" in args.kinds:
-        rate = _best_rate(course, SCRATCH, args.tokens)
+        recipe = _best_recipe(course, SCRATCH, args.tokens)
         for times in args.times:
-            yield course.run(SCRATCH, times * args.tokens, rate)
+            yield course.run(SCRATCH, times * args.tokens, recipe)
 
 
 def _distilled(course: Course, args: argparse.Namespace) -> Iterator[Run]:
-    our_rate = _best_rate(course, OURS, args.tokens)
-    first = course.run(OURS, args.tokens, our_rate)
+    our_recipe = _best_recipe(course, OURS, args.tokens)
+    first = course.run(OURS, args.tokens, our_recipe)
     yield first
     plain_tokens = _PLAIN_TIMES * args.tokens
-    plain = course.run(PLAIN, plain_tokens, _best_rate(course, PLAIN, args.tokens))
+    plain = course.run(PLAIN, plain_tokens, _best_recipe(course, PLAIN, args.tokens))
     yield plain
     for share in _SHARES if first.before > plain.after else ():
-        ours = course.run(OURS, round(share * plain_tokens), our_rate)
+        ours = course.run(OURS, round(share * plain_tokens), our_recipe)
         yield ours
         if ours.after <= plain.after:
             break
 
 
-def _best_rate(course: Course, method: str, tokens: int) -> float:
-    tried = [course.run(method, _TRIED_ON * tokens, rate) for rate in _RATES[method]]
-    best = min(tried, key=lambda one: one.after)
-    print(f"{method}: " + ", ".join(f"{one.after:.4f} at {one.rate:g}" for one in tried), flush=True)
-    return best.rate
+def _best_recipe(course: Course, method: str, tokens: int) -> Recipe:
+    recipes = itertools.starmap(Recipe, itertools.product(_RATES[method], _BATCHES))
+    tried = [course.run(method, _TRIED_ON * tokens, recipe) for recipe in recipes]
+    print(f"{method}: " + ", ".join(f"{one.after:.4f} at {_said(one.recipe)}" for one in tried), flush=True)
+    return min(tried, key=lambda one: one.after).recipe
+
+
+def _said(recipe: Recipe) -> str:
+    return f"{recipe.rate:g}, {recipe.batch_tokens} a step"
 
 
 def table(found: Sequence[Run], tokens: int) -> str:
     """One row a run."""
-    rows = ["| student | tokens | of N | rate | held-out loss before | after |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| student | tokens | of N | rate | a step | held-out loss before | after |",
+        "|---|---|---|---|---|---|---|",
+    ]
     rows += [
-        f"| {one.method} | {one.tokens:,} | {one.tokens / tokens:.2g} | {one.rate:g} | {one.before:.4f} | "
-        f"{one.after:.4f} |"
+        f"| {one.method} | {one.tokens:,} | {one.tokens / tokens:.2g} | {one.recipe.rate:g} | "
+        f"{one.recipe.batch_tokens} | {one.before:.4f} | {one.after:.4f} |"
         for one in found
     ]
     return "\n".join(rows)
