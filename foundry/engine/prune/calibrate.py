@@ -25,6 +25,8 @@ from foundry.errors import DamagedCheckpoint
 from foundry.spec.lifecycle import Progress
 from foundry.spec.weights import ATTENTION_READERS, FFN_READERS, WRITERS, Role
 
+_ROWS = 256
+"""Of a matrix that are in float64 at a time."""
 _SHORTEST = 2.0**-60
 """Root mean square of a position that is taken for nothing."""
 
@@ -166,7 +168,8 @@ class _ChannelSums:
 
     def tensors(self, name: str, writer_HC: Tensor) -> dict[str, Tensor]:
         """`writer` is the projection that reads the channels."""
-        energy_C = self._gram_CC.diagonal().double() * writer_HC.double().square().sum(dim=0)
+        column_C = sum(some_PC.double().square().sum(dim=0) for some_PC in torch.split(writer_HC, _ROWS))
+        energy_C = self._gram_CC.diagonal().double() * column_C
         scores = {f"{name}.score": self._squares_C.sqrt(), f"{name}.contribution": energy_C.sqrt()}
         return scores | self._gram_CC.tensors(f"{name}.gram")
 
