@@ -5,8 +5,8 @@
 N tokens distil our repaired student. The plain Minitron slice of the same shape is distilled on 10 N; ours gets shares
 of that until it is as good. A model of the same shape with random weights learns the text itself on up to 40 N. Every
 run has its own whole schedule, reads the first tokens of one text in one order, and is measured on the same windows;
-every kind gets the best of several learning rates and sizes of a step. Calibration reads a part of the N tokens; its
-passes are said beside them. Prints Markdown for docs/results.md and writes each run as a JSON line to
+every kind gets the best of several learning rates and sizes of a step. Calibration reads the other end of the text, as
+in a job. Prints Markdown for docs/results.md and writes each run as a JSON line to
 build/tokens-NAME.jsonl.
 """
 
@@ -42,13 +42,11 @@ from foundry.engine.norms import fuse_norms
 from foundry.engine.workspace import Workspace
 
 OURS, PLAIN, SCRATCH = "ours, all repairs", "plain Minitron slice", "from scratch"
-_BATCHES = (512, 2048)
-"""Tokens of a step that every kind may choose from."""
 _RATES = {OURS: (3e-4, 1e-3), PLAIN: (1e-3, 3e-3), SCRATCH: (1e-3, 3e-3, 1e-2)}
 _TRIED_ON = 2
 """Learning rates are compared on so many times N tokens."""
 _PLAIN_TIMES = 10
-_SHARES = (0.0125, 0.025, 0.05, 0.1, 0.2)
+_SHARES = (0.0125, 0.025, 0.05, 0.1, 0.15, 0.2)
 """Of the plain recipe's tokens, that ours gets until it is as good."""
 
 
@@ -77,7 +75,7 @@ class Course:
 
     def __init__(self, bench: Bench, args: argparse.Namespace) -> None:
         self._bench, self._tokenizer = bench, load_tokenizer(args.teacher)
-        self._documents = Corpus.load(args.data, self._tokenizer, seed=args.seed).train
+        self._documents = Corpus.load(args.data, self._tokenizer, seed=args.seed).train[::-1]
         self._length, self._seed = bench.text.sequence_tokens, args.seed
         self.shape = bench.shape.model_copy(update=_shape(args.shape))
         attend_within_documents(bench.teacher, torch.float32)
@@ -130,6 +128,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=49_152, help="N")
     parser.add_argument("--calibration-tokens", type=int, default=16_384)
     parser.add_argument("--held-out-tokens", type=int, default=16_384)
+    parser.add_argument("--steps-of", type=int, nargs="+", default=[512, 2048], help="tokens of a step to choose from")
     parser.add_argument("--shape", default="hidden=192,ffn=384", help="what of the teacher's shape changes")
     parser.add_argument("--kinds", nargs="+", choices=("distilled", "scratch"), default=["distilled", "scratch"])
     parser.add_argument("--times", type=int, nargs="*", default=[1, 2, 5, 10, 20, 40], help="of N, for scratch")
@@ -168,7 +167,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     print(
         f"{args.name}: teacher {bench.base:.4f} nats on {bench.held_out.counted_tokens:,} held-out tokens; students of "
         f"{course.shape.in_words}, {bench.size(course.shape):,} of {bench.whole:,} parameters without "
-        f"embedding; calibration reads {args.calibration_tokens:,} of the tokens {1 + DEFAULTS.local_epochs} times\n"
+        f"embedding; calibration reads {args.calibration_tokens:,} other tokens {1 + DEFAULTS.local_epochs} times\n"
     )
     print(table(found, args.tokens))
 
@@ -177,17 +176,17 @@ def _measured(course: Course, args: argparse.Namespace) -> Iterator[Run]:
     if "distilled" in args.kinds:
         yield from _distilled(course, args)
     if "scratch" in args.kinds:
-        recipe = _best_recipe(course, SCRATCH, args.tokens)
+        recipe = _best_recipe(course, SCRATCH, args.tokens, args.steps_of)
         for times in args.times:
             yield course.run(SCRATCH, times * args.tokens, recipe)
 
 
 def _distilled(course: Course, args: argparse.Namespace) -> Iterator[Run]:
-    our_recipe = _best_recipe(course, OURS, args.tokens)
+    our_recipe = _best_recipe(course, OURS, args.tokens, args.steps_of)
     first = course.run(OURS, args.tokens, our_recipe)
     yield first
     plain_tokens = _PLAIN_TIMES * args.tokens
-    plain = course.run(PLAIN, plain_tokens, _best_recipe(course, PLAIN, args.tokens))
+    plain = course.run(PLAIN, plain_tokens, _best_recipe(course, PLAIN, args.tokens, args.steps_of))
     yield plain
     for share in _SHARES if first.before > plain.after else ():
         ours = course.run(OURS, round(share * plain_tokens), our_recipe)
@@ -196,8 +195,8 @@ def _distilled(course: Course, args: argparse.Namespace) -> Iterator[Run]:
             break
 
 
-def _best_recipe(course: Course, method: str, tokens: int) -> Recipe:
-    recipes = itertools.starmap(Recipe, itertools.product(_RATES[method], _BATCHES))
+def _best_recipe(course: Course, method: str, tokens: int, batches: Sequence[int]) -> Recipe:
+    recipes = itertools.starmap(Recipe, itertools.product(_RATES[method], batches))
     tried = [course.run(method, _TRIED_ON * tokens, recipe) for recipe in recipes]
     print(f"{method}: " + ", ".join(f"{one.after:.4f} at {_said(one.recipe)}" for one in tried), flush=True)
     return min(tried, key=lambda one: one.after).recipe

@@ -102,8 +102,10 @@ def texts_for(data: Path, checkpoint: Checkpoint, options: Prune, seed: int) -> 
     length = min(_SEQUENCE_TOKENS, context_limit(checkpoint.config) or _SEQUENCE_TOKENS)
     parameters = checkpoint.family.parameter_count(checkpoint.shape, checkpoint.present)
     wanted = min(options.calibration_tokens, max(32_768, 16 * parameters // 1000))
-    # More than is used: where prompts are longer than a row, rows without a token that counts are left out.
-    pool = pack(corpus.train, tokenizer, length, max_tokens=wanted + wanted // 4 + 2 * CHOICE_TOKENS, seed=seed)
+    # From the end, because distillation reads from the beginning: from text that the local repair has already learned a
+    # student learns little more. And more than is used: where prompts are longer than a row, rows without a token that
+    # counts are left out.
+    pool = pack(corpus.train[::-1], tokenizer, length, max_tokens=wanted + wanted // 4 + 2 * CHOICE_TOKENS, seed=seed)
     texts = Texts.split(pool, wanted)
     if texts.tokens < _FEWEST_TOKENS:
         raise InvalidData(f"the data has {texts.tokens:,} tokens; calibration needs {_FEWEST_TOKENS:,}. Add documents")
@@ -122,7 +124,7 @@ def check_room(checkpoint: Checkpoint, texts: Texts, scratch: Path, context: Run
     # Both heads; as much is an embedding and the copy of it that a model takes.
     ends = 2 * shape.vocab * shape.hidden * context.dtype.itemsize
     # A layer that learns has three float32 values for each weight and what it was before; the last one lies beside both
-    # heads, but for a CPU, which leaves them in files. Matrices are solved in float64.
+    # heads, but for a CPU, which leaves them in files.
     learning = 14 * layer + (ends if context.device.type != "cpu" else 0)
     memory = max(learning, ends, 4 * layer + 3 * statistics)
     if memory > (free := _free_memory(context.device)):
