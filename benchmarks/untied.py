@@ -51,8 +51,11 @@ def main() -> None:
     save_model(model, like=args.teacher, folder=args.out)
     config = read_json(args.out / "config.json")
     write_json(args.out / "config.json", config | {"tie_word_embeddings": False})
-    apart = (model.lm_head.weight - model.get_input_embeddings().weight).norm() / model.lm_head.weight.norm()
-    print(f"held-out loss {before:.4f} -> {loss(model, held_out):.4f}; head apart from embedding by {apart:.1%} of it")
+    said = f"held-out loss {before:.4f} -> {loss(model, held_out):.4f}"
+    if args.first_token == 1:
+        head, embedding = model.lm_head.weight, model.get_input_embeddings().weight
+        said += f"; head apart from embedding by {(head - embedding).norm() / head.norm():.1%} of it"
+    print(said)
 
 
 def part_head(model: PreTrainedModel) -> None:
