@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -167,8 +168,13 @@ def test_sliced_equals_skipped_when_layers(tmp_path: Path, name: str) -> None:
     student, plan = cut.student({"layers": 4}), cut.plan({"layers": 4})
     for lost in set(range(6)) - set(plan.layers):
         block = cut.teacher.get_submodule(cut.checkpoint.family.layer_module.format(layer=lost))
-        block.forward = lambda stream, *_, **__: stream
+        block.forward = partial(_passed_over, block.forward)
     torch.testing.assert_close(logits(student), logits(cut.teacher), rtol=1e-4, atol=1e-4)
+
+
+def _passed_over(own: Callable[..., object], stream: Tensor, *args: object, **kwargs: object) -> object:
+    """The stream in the form of the layer's own output: some classes give a tuple in transformers 5.3."""
+    return stream if isinstance(own(stream, *args, **kwargs), Tensor) else (stream,)
 
 
 @pytest.mark.parametrize("name", MODELS_WITH_EXPERTS)
