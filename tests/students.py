@@ -12,7 +12,7 @@ from foundry.engine.workspace import write_json
 from foundry.intake.checkpoint import Checkpoint, open_checkpoint
 from foundry.spec.family import families
 from foundry.spec.variant import PrunePlan
-from tests.families import HEAD_DIM, NEEDED, UNGROUPED, genuine
+from tests.families import HEAD_DIM, NEEDED, genuine
 from tests.tiny import new_tokenizer
 
 
@@ -21,11 +21,13 @@ def cut(name: str, folder: Path, head_dim: int = HEAD_DIM) -> Checkpoint:
 
     Half of hidden, ffn and heads, a layer and an expert less. The teacher with eight heads lies in `folder/teacher`.
     """
-    in_step = families()[name].gguf_heads_fill_hidden or families()[name].heads_fill_hidden
-    changes = {"hidden": (8 if in_step else 12) * head_dim, "heads": 8, "layers": 3, **NEEDED.get(name, {})}
-    if name not in UNGROUPED:
+    filled = families()[name].heads_fill_hidden
+    in_step = families()[name].gguf_heads_fill_hidden or filled
+    changes = {"hidden": (8 if in_step else 12) * head_dim, "heads": 8, "kv_heads": 2, "layers": 3}
+    changes |= NEEDED.get(name, {})
+    if not filled:
         changes["head_dim"] = head_dim
-    model = genuine(name, kv_heads=2, **changes).bfloat16()
+    model = genuine(name, **changes).bfloat16()
     model.save_pretrained(folder / "teacher")
     new_tokenizer().save_pretrained(folder / "teacher")
     teacher = open_checkpoint(folder / "teacher")

@@ -5,6 +5,7 @@ has no weights. A layer's weights come from a source, a checkpoint or a slicer, 
 afterwards. So what is pruned may be larger than memory, and a teacher that fits takes the same way.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -201,8 +202,9 @@ class StreamedModel:
             raise _Reached(args, kwargs)
 
         hidden = self._layers[: layer + 1]
+        let_pass = _let_pass_in_a_tuple if _takes_tuples(self._trunk) else _let_pass
         for module in hidden[:-1]:
-            module.forward = _let_pass
+            module.forward = let_pass
         hidden[-1].forward = stop
         try:
             yield
@@ -225,8 +227,17 @@ def _without_weights(config: Mapping[str, Any], device: torch.device, dtype: tor
     return model.eval().requires_grad_(False)
 
 
+def _takes_tuples(trunk: nn.Module) -> bool:
+    """Whether a model takes the first of what its layers give: Nemotron and StableLM do in transformers 5.3."""
+    return "layer_outputs[0]" in inspect.getsource(type(trunk).forward)
+
+
 def _let_pass(stream: Tensor, *_: Any, **__: Any) -> Tensor:
     return stream
+
+
+def _let_pass_in_a_tuple(stream: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
+    return (stream,)
 
 
 class _Reached(Exception):

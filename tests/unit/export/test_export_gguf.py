@@ -19,7 +19,7 @@ from foundry.intake.checkpoint import Checkpoint, open_checkpoint
 from foundry.spec.family import families
 from foundry.spec.formats import FORMATS, gguf_type_of, header_bytes, parse_format, weight_bytes
 from tests.checkpoints import LLAMA, write_checkpoint
-from tests.families import FAMILY_NAMES, genuine, save_genuine
+from tests.families import FAMILY_NAMES, NEEDED, genuine, save_genuine
 from tests.tiny import new_tokenizer
 from tests.unit.export.conftest import Make
 
@@ -147,6 +147,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "activation under another name": ("gpt2", {"activation_function": "relu"}, "activation_function 'relu'"),
     "biases it does not read": ("qwen3", {"attention_bias": True}, "attention_bias True"),
     "biases it needs": ("starcoder2", {"use_bias": False}, "use_bias False"),
+    "clipping": ("olmoe", {"clip_qkv": 8.0}, "clip_qkv 8.0; llama.cpp's olmoe knows none"),
+    "heads of Minitron 8B": ("nemotron", {"hidden": 48}, "4 heads of 8 do not fill a hidden size of 48"),
     "weights of experts": ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob False"),
     "untied": ("gemma2", {"tied": False}, "lm_head.weight has no place in llama.cpp's gemma2"),
     "tied": ("olmo2", {"tied": True}, "tie_word_embeddings True"),
@@ -182,7 +184,7 @@ WRITTEN = [name for name in FAMILY_NAMES if families()[name].gguf_architecture]
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_gguf_of_every_family_has_exactly_the_planned_bytes(name: str, tmp_path: Path) -> None:
-    save_genuine(tmp_path / "model", name, norm_topk_prob=True)
+    save_genuine(tmp_path / "model", name, **NEEDED.get(name, {}))
     checkpoint = open_checkpoint(tmp_path / "model")
     path = tmp_path / "tiny.gguf"
     for quantisation in ("f16", "q4_k_m"):

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,18 @@ from foundry.intake.checkpoint import Checkpoint, open_checkpoint
 from foundry.spec.family import families
 from foundry.spec.stages import Prune, Repair
 from foundry.spec.variant import PrunePlan
+from foundry.spec.weights import READERS
 from tests.cutting import CONTEXT, IDS, opened
 from tests.families import FAMILY_NAMES, MODELS_WITH_EXPERTS, TIED_ONLY, save_genuine
 
 ALL: tuple[Repair, ...] = ("refit", "rotate", "rescale")
 EVERY = pytest.mark.parametrize("name", FAMILY_NAMES)
 STEP_TOGETHER = tuple(name for name in FAMILY_NAMES if families()[name].heads_fill_hidden)
+NORMED_TOGETHER = tuple(name for name in FAMILY_NAMES if any(
+    weight.role == "q_norm" and weight.dims == ("heads",) for weight in families()[name].weights))  # fmt: skip
+"""Families that norm the queries of all heads together: the norm divides by another length when heads go."""
+IN_STEP: dict[str, dict[str, int]] = {name: {"heads": 3, "kv_heads": 3} for name in STEP_TOGETHER}
+"""What is left of four heads where they are cut with hidden, from 32 to 24."""
 
 
 class Cut:
@@ -143,7 +150,7 @@ def test_llama_whose_hidden_heads_do_not_divide_is_saved_as_mistral(tmp_path: Pa
 def test_sliced_equals_masked_when_heads_or_kv_heads(tmp_path: Path, name: str, axis: str) -> None:
     if name in STEP_TOGETHER:
         pytest.skip("this family cuts heads together with hidden")
-    if name.startswith("olmo"):
+    if name in NORMED_TOGETHER:
         pytest.skip("its norm over all heads divides by another length when heads go")
     cut = _made(tmp_path, name, heads=4, kv_heads=2)
     change = {"heads": 2} if axis == "heads" else {"heads": 2, "kv_heads": 1}
@@ -161,8 +168,13 @@ def test_sliced_equals_skipped_when_layers(tmp_path: Path, name: str) -> None:
     student, plan = cut.student({"layers": 4}), cut.plan({"layers": 4})
     for lost in set(range(6)) - set(plan.layers):
         block = cut.teacher.get_submodule(cut.checkpoint.family.layer_module.format(layer=lost))
-        block.forward = lambda stream, *_, **__: stream
+        block.forward = partial(_passed_over, block.forward)
     torch.testing.assert_close(logits(student), logits(cut.teacher), rtol=1e-4, atol=1e-4)
+
+
+def _passed_over(own: Callable[..., object], stream: Tensor, *args: object, **kwargs: object) -> object:
+    """The stream in the form of the layer's own output: some classes give a tuple in transformers 5.3."""
+    return stream if isinstance(own(stream, *args, **kwargs), Tensor) else (stream,)
 
 
 @pytest.mark.parametrize("name", MODELS_WITH_EXPERTS)
@@ -199,7 +211,7 @@ def test_rotated_cut_loses_little_when_the_stream_spans_fewer_dimensions(tmp_pat
         pytest.skip("tested below: its heads are cut with hidden")
     cut = _made(tmp_path, name, tied=tied)
     _into_subspace(cut, 20)
-    _without_last_bias(cut)
+    _without_constants(cut)
     cut.teacher.save_pretrained(tmp_path / "flat" / "teacher")
     cut = Cut(tmp_path / "flat" / "teacher")
     wanted = logits(cut.teacher)
@@ -210,16 +222,16 @@ def test_rotated_cut_loses_little_when_the_stream_spans_fewer_dimensions(tmp_pat
     assert rotated < limit and rotated < 0.5 * indexed, (rotated, indexed)
 
 
-@pytest.mark.parametrize("name", STEP_TOGETHER)
+@pytest.mark.parametrize("name", [name for name in STEP_TOGETHER if name not in NORMED_TOGETHER])
 def test_rotation_with_layer_norms_is_exact_when_the_stream_spans_fewer_dimensions(tmp_path: Path, name: str) -> None:
     cut = _made(tmp_path, name)
     _into_subspace(cut, 20)
-    _without_last_bias(cut)
+    _without_constants(cut)
     _silence_head(cut, 3)
     cut.teacher.save_pretrained(tmp_path / "flat" / "teacher")
     cut = Cut(tmp_path / "flat" / "teacher")
     wanted = logits(cut.teacher)
-    student = logits(cut.student({"hidden": 24, "heads": 3, "kv_heads": 3}, ALL))
+    student = logits(cut.student({"hidden": 24, **IN_STEP[name]}, ALL))
     error = (student - wanted).square().mean() / wanted.var()
     assert error < (0.05 if name in TIED_ONLY else 1e-4)
 
@@ -254,28 +266,28 @@ def _into_subspace(cut: Cut, dimensions: int) -> None:
 
 @torch.no_grad()
 def _silence_head(cut: Cut, head: int) -> None:
-    """Its values are zero, so it scores lowest and says nothing."""
-    family = cut.checkpoint.family
-    dimension = next(d for d in family.row("qkv").dims if d != "hidden")
-    start = head * 24 + 16 if dimension == "heads*3" else 64 + head * 8
+    """Nothing reads what it gathers, so it scores lowest and is missed by nobody."""
     for layer in range(2):
-        module = cut.teacher.get_submodule(family.module_of(family.row("qkv"), layer))
-        _matrix(cut.teacher, family.name, "qkv", layer).data[start : start + 8] = 0
-        module.bias.data[start : start + 8] = 0
+        _matrix(cut.teacher, cut.checkpoint.family.name, "o", layer).data[:, head * 8 : head * 8 + 8] = 0
 
 
 @torch.no_grad()
-def _without_last_bias(cut: Cut) -> None:
-    """The constant that a last norm's bias adds to the logits has no exact counterpart in fewer dimensions."""
-    final = cut.teacher.get_submodule(cut.checkpoint.family.row("final_norm").module)
-    if getattr(final, "bias", None) is not None:
-        final.bias.data.zero_()
+def _without_constants(cut: Cut) -> None:
+    """What a norm's bias adds to readers without biases of their own has no exact counterpart in fewer dimensions."""
+    family = cut.checkpoint.family
+    biased = {w.name for w in family.weights if w.is_bias and (not w.optional or w.name in cut.checkpoint.present)}
+    for reader in family.weights:
+        if reader.role not in READERS or reader.is_bias or reader.bias_row().name in biased:
+            continue
+        if (norm := family.reads(reader.role)) and family.row(norm).bias_row().name in biased:
+            for layer in range(cut.checkpoint.shape.layers):
+                cut.teacher.get_submodule(family.module_of(family.row(norm), layer)).bias.zero_()
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma", "gpt2"])
 @pytest.mark.parametrize("repairs", [(), ALL], ids=["by-index", "rotated"])
 def test_matrices_cut_in_pieces_equal_those_cut_whole(tmp_path: Path, name: str, repairs: tuple[Repair, ...]) -> None:
-    change = {"hidden": 24} | ({"heads": 3, "kv_heads": 3} if name in STEP_TOGETHER else {})
+    change = {"hidden": 24} | IN_STEP.get(name, {})
     slicer = _made(tmp_path, name).slicer(change, repairs)
     pieces = dict(replace(slicer, piece_bytes=1000).tensors())
     for key, value in slicer.tensors():
@@ -285,9 +297,7 @@ def test_matrices_cut_in_pieces_equal_those_cut_whole(tmp_path: Path, name: str,
 @EVERY
 def test_every_axis_together_gives_a_plain_checkpoint(tmp_path: Path, name: str) -> None:
     cut = _made(tmp_path, name, layers=6)
-    change = {"hidden": 24, "ffn": 24, "layers": 5, "heads": 2}
-    if name in STEP_TOGETHER:
-        change |= {"heads": 3, "kv_heads": 3}
+    change = {"hidden": 24, "ffn": 24, "layers": 5, "heads": 2} | IN_STEP.get(name, {})
     if name in MODELS_WITH_EXPERTS:
         change |= {"experts": 3}
     student = cut.student(change, ALL)
@@ -323,7 +333,7 @@ def _layer_parameters(streamed: StreamedModel, layers: int) -> Iterator[torch.nn
 @EVERY
 def test_local_repair_brings_every_layer_nearer_and_is_written_as_a_plain_checkpoint(tmp_path: Path, name: str) -> None:
     cut = _made(tmp_path, name, layers=3)
-    change = {"hidden": 24, "ffn": 24, "layers": 2} | ({"heads": 3, "kv_heads": 3} if name in STEP_TOGETHER else {})
+    change = {"hidden": 24, "ffn": 24, "layers": 2} | IN_STEP.get(name, {})
     plan = cut.plan(change, (*ALL, "local"))
     out = tmp_path / "repaired"
     out.mkdir()

@@ -28,6 +28,11 @@ OPTIONAL_PARTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("smollm3", {"attention_bias": True, "mlp_bias": True}),
     ("granite", {"attention_bias": True, "mlp_bias": True}),
     ("qwen3_moe", {"attention_bias": True}),
+    ("nemotron", {"attention_bias": True, "mlp_bias": True}),
+    ("jais2", {"attention_bias": False, "mlp_bias": False}),
+    ("stablelm", {"use_qkv_bias": True}),
+    ("helium", {"attention_bias": True, "mlp_bias": True}),
+    ("olmoe", {"attention_bias": True}),
     ("starcoder2", {"use_bias": False}),
     ("gpt_neox", {"attention_bias": False}),
 )
@@ -121,6 +126,21 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
         _hub("granite", 40, 2048, 8192, 32, 8, 49155, rope_theta=5e6, rope_scaling=None, attention_multiplier=0.015625,
              embedding_multiplier=12.0, logits_scaling=8.0, residual_multiplier=0.22, tie_word_embeddings=True),
         2_533_531_648,
+    ),
+    "Minitron 4B": (
+        _hub("nemotron", 32, 3072, 9216, 24, 8, 256000, head_dim=128, rope_theta=1e4, partial_rotary_factor=0.5,
+             hidden_act="relu2", norm_eps=1e-5, tie_word_embeddings=False),
+        4_190_509_056,
+    ),
+    "StableLM 3B 4E1T": (
+        _hub("stablelm", 32, 2560, 6912, 32, 32, 50304, rope_theta=1e4, partial_rotary_factor=0.25,
+             tie_word_embeddings=False),
+        2_795_443_200,
+    ),
+    "OLMoE 1B-7B": (
+        _hub("olmoe", 16, 2048, 1024, 16, 16, 50304, rope_theta=1e4, rope_scaling=None, clip_qkv=None, num_experts=64,
+             num_experts_per_tok=8, norm_topk_prob=False, tie_word_embeddings=False),
+        6_919_161_856,
     ),
     "StarCoder2 3B": (
         _hub("starcoder2", 30, 3072, 12288, 24, 2, 49152, rope_theta=999999.4420358813, use_bias=True,
@@ -361,6 +381,8 @@ def test_an_unknown_dimension_is_refused(dimension: str) -> None:
     [
         ("qwen3_moe", "mlp_only_layers", [0]),
         ("qwen3_moe", "decoder_sparse_step", 2),
+        ("stablelm", "qk_layernorm", True),
+        ("stablelm", "use_parallel_residual", True),
         ("gpt2", "add_cross_attention", True),
         ("gpt2", "tie_word_embeddings", False),
     ],
