@@ -32,7 +32,9 @@ class UsageMeter:
             now = session.scalars(select(db_now())).one()
             begin = month_of(now) if since is None else since.timestamp()
             end = now if until is None else until.timestamp()
-            within = (JobRow.project_id == project_id, JobRow.created_at >= begin, JobRow.created_at < end)
+            # Of a span that ends now, the clock's own moment is part: it may tick in milliseconds.
+            before = JobRow.created_at <= end if until is None else JobRow.created_at < end
+            within = (JobRow.project_id == project_id, JobRow.created_at >= begin, before)
             jobs = (*within, JobRow.kind == WorkKind.JOB.value)
             counts = session.execute(select(JobRow.status, func.count()).where(*jobs).group_by(JobRow.status)).all()
             evaluations = select(func.count()).where(*within, JobRow.kind == WorkKind.EVALUATION.value)
