@@ -167,7 +167,8 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     print(
         f"{args.name}: teacher {bench.base:.4f} nats on {bench.held_out.counted_tokens:,} held-out tokens; students of "
         f"{course.shape.in_words}, {bench.size(course.shape):,} of {bench.whole:,} parameters without "
-        f"embedding; calibration reads {args.calibration_tokens:,} other tokens {1 + DEFAULTS.local_epochs} times\n"
+        f"embedding; calibration reads {args.calibration_tokens:,} tokens of the text's other end "
+        f"{1 + DEFAULTS.local_epochs} times\n"
     )
     print(table(found, args.tokens))
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from foundry.engine.context import RunContext
 from foundry.engine.models import trunk_and_head
 from foundry.engine.packed import Packed
-from foundry.engine.prune.statistics import Statistics
+from foundry.engine.prune.statistics import Statistics, column_squares
 from foundry.spec.family import Family
 from foundry.spec.weights import Role, Shape
 
@@ -63,6 +63,7 @@ class _Listening:
     def __init__(self, family: Family, shape: Shape, device: torch.device) -> None:
         self._family, self._shape = family, shape
         self._squares: dict[str, list[Tensor | None]] = {axis: [None] * shape.layers for axis in _PLACES}
+        self._writers: dict[tuple[str, int], Tensor] = {}
         self._cosines_L = torch.zeros(shape.layers, dtype=torch.float64, device=device)
         self.tokens = 0
 
@@ -82,14 +83,8 @@ class _Listening:
                 continue
             module = model.get_submodule(self._family.module_of(weight, layer))
 
-            outputs = 1 - (weight.input_axis or 0)
-
-            def hear_input(
-                module: nn.Module, args: tuple[Tensor, ...], axis: str = axis, outputs: int = outputs
-            ) -> None:
-                assert isinstance(module.weight, Tensor)
-                column_C = module.weight.double().square().sum(dim=outputs)
-                self._add(axis, layer, args[0].double().square().sum(dim=(0, 1)) * column_C)
+            def hear_input(_: nn.Module, args: tuple[Tensor, ...], axis: str = axis) -> None:
+                self._add(axis, layer, args[0].float().square().double().sum(dim=(0, 1)))
 
             def hear_norm(_: nn.Module, args: tuple[Tensor, ...], output: Tensor, axis: str = axis) -> None:
                 self._add(axis, layer, output.float().abs().mean(dim=1).double().square().sum(dim=0))
@@ -97,6 +92,8 @@ class _Listening:
             if axis == "hidden":
                 yield module.register_forward_hook(hear_norm)
             else:
+                assert isinstance(module.weight, Tensor)
+                self._writers[axis, layer] = module.weight if weight.input_axis else module.weight.T
                 yield module.register_forward_pre_hook(hear_input)
 
         def hear_block(_: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
@@ -110,7 +107,12 @@ class _Listening:
         self._squares[axis][layer] = squares_C if before_C is None else before_C + squares_C
 
     def found(self) -> dict[str, Any]:
-        heard = {axis: [found for found in squares if found is not None] for axis, squares in self._squares.items()}
+        heard: dict[str, list[Tensor]] = {axis: [] for axis in self._squares}
+        for axis, squares in self._squares.items():
+            for layer, squares_C in enumerate(squares):
+                if squares_C is not None:
+                    writer_HC = self._writers.get((axis, layer))
+                    heard[axis].append(squares_C if writer_HC is None else squares_C * column_squares(writer_HC))
         return _told(self.tokens, 1 - self._cosines_L / self.tokens, heard, self._shape)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from foundry.engine.context import RunContext
 from foundry.engine.prune.layers import StreamedModel
-from foundry.engine.prune.statistics import LayerStatistics, Statistics, Stored, Stream, places_of
+from foundry.engine.prune.statistics import LayerStatistics, Statistics, Stored, Stream, column_squares, places_of
 from foundry.engine.prune.streams import Behind, StreamFile, new_stream
 from foundry.engine.prune.symmetric import SymmetricSum
 from foundry.engine.prune.texts import Texts
@@ -25,8 +25,6 @@ from foundry.errors import DamagedCheckpoint
 from foundry.spec.lifecycle import Progress
 from foundry.spec.weights import ATTENTION_READERS, FFN_READERS, WRITERS, Role
 
-_ROWS = 256
-"""Of a matrix that are in float64 at a time."""
 _SHORTEST = 2.0**-60
 """Root mean square of a position that is taken for nothing."""
 
@@ -168,8 +166,7 @@ class _ChannelSums:
 
     def tensors(self, name: str, writer_HC: Tensor) -> dict[str, Tensor]:
         """`writer` is the projection that reads the channels."""
-        column_C = sum(some_PC.double().square().sum(dim=0) for some_PC in torch.split(writer_HC, _ROWS))
-        energy_C = self._gram_CC.diagonal().double() * column_C
+        energy_C = self._gram_CC.diagonal().double() * column_squares(writer_HC)
         scores = {f"{name}.score": self._squares_C.sqrt(), f"{name}.contribution": energy_C.sqrt()}
         return scores | self._gram_CC.tensors(f"{name}.gram")
 
@@ -182,20 +179,23 @@ class StreamSums:
         self._centred = centred
         self._covariance_HH = SymmetricSum(hidden, device)
 
-    def add(self, x_BSH: Tensor, read_BSH: Tensor) -> None:
-        """`x` is the stream, `read` what a norm makes of it. A layer norm sees `x` without its mean.
+    def add(self, x_BSH: Tensor, read_BSH: Tensor | None = None) -> None:
+        """`x` is the stream, `read` what a norm makes of it where one stands. A layer norm sees `x` without its mean.
 
         A norm divides by the length, so that every position counts as much at its readers as any other, while the
         stream of a model's first token can be a thousand times as long (massive activations, arXiv 2402.17762).
         Division by the nearest power of two rounds nothing.
         """
-        self._squares_H += read_BSH.float().abs().mean(dim=1).double().square().sum(dim=0)
+        seen_BSH = x_BSH if read_BSH is None else read_BSH
+        self._squares_H += seen_BSH.float().abs().mean(dim=1).double().square().sum(dim=0)
         flat = x_BSH.flatten(0, 1)
         if self._centred:
             flat = flat.float() - flat.float().mean(dim=1, keepdim=True)
-        length_T1 = flat.float().square().mean(dim=1, keepdim=True).sqrt()
-        scale_T1 = torch.exp2(-length_T1.clamp_min(_SHORTEST).log2().round())
-        self._covariance_HH.add(flat * scale_T1.to(flat.dtype))
+        if read_BSH is not None:
+            length_T1 = flat.float().square().mean(dim=1, keepdim=True).sqrt()
+            scale_T1 = torch.exp2(-length_T1.clamp_min(_SHORTEST).log2().round())
+            flat = flat * scale_T1.to(flat.dtype)
+        self._covariance_HH.add(flat)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         return {f"{name}.score": self._squares_H.sqrt()} | self._covariance_HH.tensors(f"{name}.covariance")
@@ -225,7 +225,8 @@ class _LayerSums:
         found = self._attention.tensors("attention", writers["o", 0])
         for number, channels in enumerate(self._ffn):
             found |= channels.tensors(f"ffn.{number}", writers["down", number])
-        if not all(bool(torch.isfinite(value).all()) for name, value in found.items() if name.endswith(".score")):
+        scores = [value for name, value in found.items() if name.endswith((".score", ".contribution"))]
+        if not all(bool(torch.isfinite(value).all()) for value in scores):
             raise DamagedCheckpoint(
                 f"the teacher's activations in layer {self._layer} are not numbers; its weights are damaged",
                 pointer="/teacher",
@@ -298,7 +299,7 @@ def _hear_input(channels: _ChannelSums, _: nn.Module, args: tuple[Tensor, ...]) 
 
 
 def _hear_stream(stream: StreamSums, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-    stream.add(args[0], args[0])
+    stream.add(args[0])
 
 
 def _hear_norm(stream: StreamSums, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

@@ -54,6 +54,7 @@ class StreamedModel:
         self._source = source
         self._model = _without_weights(config, device, dtype)
         self._trunk = trunk_and_head(self._model).trunk
+        self._let_pass = _let_pass_in_a_tuple if _takes_tuples(self._trunk) else _let_pass
         self._layers = [self._module(family.layer_module.format(layer=layer)) for layer in range(shape.layers)]
         self._places: dict[int | None, list[TensorPlace]] = {}
         # Writers first: to refit one takes more memory than any other weight, and then nothing else is there yet.
@@ -202,9 +203,8 @@ class StreamedModel:
             raise _Reached(args, kwargs)
 
         hidden = self._layers[: layer + 1]
-        let_pass = _let_pass_in_a_tuple if _takes_tuples(self._trunk) else _let_pass
         for module in hidden[:-1]:
-            module.forward = let_pass
+            module.forward = self._let_pass
         hidden[-1].forward = stop
         try:
             yield

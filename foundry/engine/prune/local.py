@@ -20,8 +20,8 @@ _RATE = 0.03
 _WARMUP_STEPS = 5
 _WATCHED_SHARE = 1 / 16
 """Of the batches: a layer's new weights stay only if they are better on these, which it does not learn from."""
-_LEAST_SHARE = 1e-6
-"""Of the mean of squares: a shorter position is taken to be so long."""
+_LEAST_SHARE = 1e-3
+"""Of the median of squares: a shorter position is taken to be so long."""
 
 Error = Callable[[int], Tensor]
 """What is to fall, of a batch: a scalar that knows its gradient."""
@@ -100,4 +100,4 @@ def relative_error(output_BSD: Tensor, goal_BSD: Tensor) -> Tensor:
     goal = goal_BSD.float()
     squares_BS = goal.square().sum(dim=-1)
     error_BS = (output_BSD.float() - goal).square().sum(dim=-1)
-    return (error_BS / squares_BS.clamp_min(_LEAST_SHARE * float(squares_BS.mean()))).mean()
+    return (error_BS / torch.maximum(squares_BS, _LEAST_SHARE * squares_BS.median())).mean()

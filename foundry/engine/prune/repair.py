@@ -11,6 +11,9 @@ from torch import Tensor
 
 from foundry.engine.prune.symmetric import Symmetric
 
+_ROWS = 512
+"""Of a matrix that are worked on at a time."""
+
 
 def refit(weight_HC: Tensor, gram: Symmetric, kept_K: Sequence[int], *, damping: float = 1e-3) -> Tensor:
     """The output projection on the kept channels that best imitates the whole one on the calibration text.
@@ -32,31 +35,39 @@ def refit(weight_HC: Tensor, gram: Symmetric, kept_K: Sequence[int], *, damping:
         return kept_HK
     right_HK = weight_HC[:, torch.tensor(gone_R, device=device)].float() @ cross_KR.T
     del cross_KR
-    change_KH = _solved(inner_KK, ridge, right_HK.mT, gram, kept_K)
+    change_KH = _solved(inner_KK, ridge, right_HK.mT)
+    if change_KH is None:  # sums of very unequal channels may have left it not positive definite
+        del inner_KK
+        inner_KK = gram.parts(kept_K, [])[0].double()
+        inner_KK.diagonal().add_(ridge)
+        change_KH = torch.linalg.solve(_mirrored(inner_KK), right_HK.mT.double()).float()
     return kept_HK.add_(change_KH.mT)
 
 
-def _solved(inner_KK: Tensor, ridge: float, right_KH: Tensor, gram: Symmetric, kept_K: Sequence[int]) -> Tensor:
-    """(C[K,K] + ridge I)^-1 right by Cholesky in place: both are overwritten.
+def _solved(inner_KK: Tensor, ridge: float, right_KH: Tensor) -> Tensor | None:
+    """(C[K,K] + ridge I)^-1 right by Cholesky in place: both are overwritten. None where there is no factor.
 
-    In float32, as the sums in C are, with every channel scaled to one, which leaves the error of a solve to channels
-    that are alike, and not to those that are large beside others.
+    In float32, as the sums in C are: the ridge keeps the condition number under K / damping.
     """
-    scale_K = inner_KK.diagonal().add_(ridge).rsqrt()
-    inner_KK.mul_(scale_K[:, None]).mul_(scale_K)
+    inner_KK.diagonal().add_(ridge)
     lower_KK = inner_KK.mT  # what is above the diagonal, as LAPACK lays out what is below it
     failed = torch.empty((), dtype=torch.int32, device=lower_KK.device)
     torch.linalg.cholesky_ex(lower_KK, out=(lower_KK, failed))
-    if failed:  # the sums of very unequal channels may have left it not positive definite
-        inner_KK, _ = gram.parts(kept_K, [])
-        inner_KK = inner_KK.double()
-        inner_KK.diagonal().add_(ridge)
-        solved_KH: Tensor = torch.linalg.solve(inner_KK.triu() + inner_KK.triu(1).mT, right_KH.double())
-        return solved_KH.float()
-    right_KH.mul_(scale_K[:, None])
+    if failed:
+        return None
     torch.linalg.solve_triangular(lower_KK, right_KH, upper=False, out=right_KH)
     torch.linalg.solve_triangular(lower_KK.mT, right_KH, upper=True, out=right_KH)
-    return right_KH.mul_(scale_K[:, None])
+    return right_KH
+
+
+def _mirrored(upper_KK: Tensor) -> Tensor:
+    """What is above the diagonal, below it too, in place."""
+    for start in range(0, len(upper_KK), _ROWS):
+        stop = start + _ROWS
+        block_PP = upper_KK[start:stop, start:stop]
+        block_PP.copy_(block_PP.triu() + block_PP.triu(1).mT)
+        upper_KK[stop:, start:stop] = upper_KK[start:stop, stop:].mT
+    return upper_KK
 
 
 def ordered_axes(covariances: Iterable[Tensor], *, centred: bool) -> Tensor:

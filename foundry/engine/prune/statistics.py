@@ -18,6 +18,8 @@ from foundry.intake.safetensors import TensorEntry, read_header
 from foundry.spec.family import Family
 from foundry.spec.weights import Role, Shape
 
+_ROWS = 256
+"""Of a matrix that are in float64 at a time."""
 POST_NORMS: tuple[Role, ...] = ("attention_post_norm", "ffn_post_norm")
 
 
@@ -72,7 +74,7 @@ class Stream:
 
     @property
     def covariance(self) -> Symmetric:
-        """[H, H]: sum x x^T of the stream, every position scaled to a like length.
+        """[H, H]: sum x x^T of the stream; where a norm reads it, every position scaled to a like length.
 
         Without its mean over dimensions where layer norms read it.
         """
@@ -125,6 +127,11 @@ class Statistics:
     def _read_streams(self) -> Iterator[Stream]:
         for layer in self.layers:
             yield from (layer.streams["attention_norm"], layer.streams["ffn_norm"])
+
+
+def column_squares(writer_HC: Tensor) -> Tensor:
+    """The sum of squares of each column [C], in float64, a few rows at a time."""
+    return torch.stack([some_PC.double().square().sum(dim=0) for some_PC in torch.split(writer_HC, _ROWS)]).sum(dim=0)
 
 
 def places_of(family: Family) -> list[Role]:
