@@ -6,8 +6,7 @@ N tokens distil our repaired student. The plain Minitron slice of the same shape
 of that until it is as good. A model of the same shape with random weights learns the text itself on up to 40 N. Every
 run has its own whole schedule, reads the first tokens of one text in one order, and is measured on the same windows;
 every kind gets the best of several learning rates and sizes of a step. Calibration reads the other end of the text, as
-in a job. Prints Markdown for docs/results.md and writes each run as a JSON line to
-build/tokens-NAME.jsonl.
+in a job. Prints Markdown for docs/results.md and writes each run as a JSON line to build/tokens-NAME.jsonl.
 """
 
 import argparse
@@ -75,6 +74,7 @@ class Course:
 
     def __init__(self, bench: Bench, args: argparse.Namespace) -> None:
         self._bench, self._tokenizer = bench, load_tokenizer(args.teacher)
+        # Calibration has read the beginning: `Bench` keeps to the order, and a job reads both from their other ends.
         self._documents = Corpus.load(args.data, self._tokenizer, seed=args.seed).train[::-1]
         self._length, self._seed = bench.text.sequence_tokens, args.seed
         self.shape = bench.shape.model_copy(update=_shape(args.shape))

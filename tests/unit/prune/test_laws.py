@@ -8,11 +8,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from foundry.engine.prune import repair
-from foundry.engine.prune.calibrate import StreamSums
 from foundry.engine.prune.choose import choose_shape
 from foundry.engine.prune.plan import best, best_heads, make_plan
 from foundry.engine.prune.slicer import Slicer
 from foundry.engine.prune.statistics import Statistics
+from foundry.engine.prune.sums import StreamSums
 from foundry.engine.prune.symmetric import Symmetric
 from foundry.engine.tensors import CheckpointWriter, Entry, write_sharded
 from foundry.engine.workspace import write_json
@@ -338,3 +338,11 @@ def test_write_sharded_opens_again_when_in_several_shards(tmp_path: Path) -> Non
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert torch.equal(_logits(again), _logits(teacher))
+
+
+def test_a_last_layer_that_puts_out_no_numbers_is_found(tmp_path: Path) -> None:
+    """Its weights are finite, and so is all that it reads."""
+    teacher = new_model()
+    teacher.model.layers[-1].mlp.down_proj.weight.data.fill_(3e38)
+    with pytest.raises(DamagedCheckpoint, match="behind the last layer are not numbers"):
+        opened(save(tmp_path / "teacher", teacher))
