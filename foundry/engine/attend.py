@@ -1,9 +1,7 @@
-"""Causal attention within documents as one operator, by the kernels that PyTorch has for it.
+"""Causal attention within documents as one operator.
 
 The usual way is one product of all tokens of a row with all others and a mask over most of the result. A document that
-fills a third of a row needs a ninth of that, and half of that again because nothing looks ahead. A CPU takes one
-document after the other, an accelerator all at once, by FlashAttention for sequences of varying length.
-
+fills a third of a row needs a ninth of that, and half of XX
 PyTorch's `varlen_attn` is no way to it: it wants the documents' bounds, whose number differs from batch to batch, so a
 compiled layer would be compiled again and again, and its backward pass gives other bits each time. This operator takes
 the positions and looks the bounds up; `torch.compile` takes it as it is.
@@ -13,13 +11,13 @@ B: rows, S: tokens of a row, T: B x S, A: query heads, K: key heads, D: size of 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from foundry.engine.attend_on_cpu import backward_on_cpu, on_cpu
 from foundry.engine.documents import documents_of
-from foundry.engine.products import exact_products
 
 _ACCELERATORS = "cuda"
 
@@ -28,7 +26,7 @@ _ACCELERATORS = "cuda"
 def attend(
     q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_BS: Tensor, scale: float, window: int
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [T, A, D], and the log of each softmax's sum [A, T] for the backward pass.
+    """Outputs [T, A, D], and for the backward pass the log of each softmax's sum [A, T], on a CPU zeros.
 
     Tokens see their own document up to themselves, of which the last `window` where that is not 0. On an accelerator
     the inputs are bfloat16 or float16.
@@ -79,79 +77,8 @@ def _behind(window: int) -> dict[str, int]:
     return {"window_size_left": window - 1, "window_size_right": 0} if window else {}
 
 
-class _Document(NamedTuple):
-    """One document among the tokens of a batch, as PyTorch's kernel for CPUs wants to be told of it."""
-
-    tokens: slice
-    is_causal: bool
-    mask: Tensor | None
-
-    def of(self, tensor_TAD: Tensor) -> Tensor:
-        """[1, A, tokens, D]"""
-        return tensor_TAD[self.tokens].transpose(0, 1)[None]
-
-
-def _documents(positions_BS: Tensor, window: int) -> Iterator[_Document]:
-    start = 0
-    for length in documents_of(positions_BS).lengths:
-        mask = None
-        if window and length > window:
-            place = torch.arange(length)
-            distance = place[:, None] - place
-            seen = (distance >= 0) & (distance < window)
-            mask = torch.zeros(length, length).masked_fill_(~seen, -torch.inf)
-        yield _Document(slice(start, start + length), mask is None, mask)
-        start += length
-
-
-@attend.register_kernel("cpu")
-def _on_cpu(
-    q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_BS: Tensor, scale: float, window: int
-) -> tuple[Tensor, Tensor]:
-    out_TAD, log_sum_AT = torch.empty_like(q_TAD), q_TAD.new_empty(q_TAD.shape[1::-1], dtype=torch.float32)
-    inputs = _in_float32(q_TAD, k_TKD, v_TKD)
-    for document in _documents(positions_BS, window):
-        with exact_products():
-            found, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                *(document.of(tensor) for tensor in inputs), 0.0, document.is_causal, attn_mask=document.mask,
-                scale=scale,
-            )  # fmt: skip
-        out_TAD[document.tokens] = found[0].transpose(0, 1)
-        log_sum_AT[:, document.tokens] = log_sum[0]
-    return out_TAD, log_sum_AT
-
-
-@attend_backward.register_kernel("cpu")
-def _backward_on_cpu(
-    gradient_TAD: Tensor, q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TAD: Tensor, log_sum_AT: Tensor,
-    positions_BS: Tensor, scale: float, window: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    inputs = gradient_TAD.float(), *_in_float32(q_TAD, k_TKD, v_TKD), out_TAD.float()
-    of_q, of_k, of_v = (torch.empty_like(inputs[0]) for _ in range(3))
-    for document in _documents(positions_BS, window):
-        with exact_products():
-            found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *(document.of(tensor) for tensor in inputs), log_sum_AT[None, :, document.tokens], 0.0,
-                document.is_causal, attn_mask=document.mask, scale=scale,
-            )  # fmt: skip
-        for gradient, one in zip((of_q, of_k, of_v), found, strict=True):
-            gradient[document.tokens] = one[0].transpose(0, 1)
-    return of_q.to(q_TAD.dtype), _summed(of_k, k_TKD), _summed(of_v, v_TKD)
-
-
-def _in_float32(q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """With the keys that each query head sees. In bfloat16 the kernel's backward pass is several times slower."""
-    shared = q_TAD.shape[1] // k_TKD.shape[1]
-    k_TAD, v_TAD = (
-        tensor.float().repeat_interleave(shared, dim=1) if shared > 1 else tensor.float() for tensor in (k_TKD, v_TKD)
-    )
-    return q_TAD.float(), k_TAD, v_TAD
-
-
-def _summed(gradient_TAD: Tensor, like_TKD: Tensor) -> Tensor:
-    """Over the query heads that share a key head."""
-    tokens, heads, size = like_TKD.shape
-    return gradient_TAD.view(tokens, heads, -1, size).sum(dim=2).to(like_TKD.dtype)
+attend.register_kernel("cpu")(on_cpu)
+attend_backward.register_kernel("cpu")(backward_on_cpu)
 
 
 @attend.register_fake

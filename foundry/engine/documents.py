@@ -3,10 +3,13 @@
 B: rows, S: tokens of a row.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Found = TypeVar("Found")
 
 
 class Documents(NamedTuple):
@@ -38,19 +41,33 @@ def document_lengths(positions_BS: Tensor) -> list[int]:
     return lengths
 
 
-_last: tuple[Tensor, int, Documents] | None = None
+_last: tuple[Tensor, int, dict[Hashable, Any]] | None = None
 """A batch's positions, their version and what was found. Held on to, so that no other batch can lie in their place."""
 
 
-def documents_of(positions_BS: Tensor) -> Documents:
-    """Found once a batch: all layers of teacher and students ask, and an accelerator waits for each answer."""
+def remembered(positions_BS: Tensor, what: Hashable, find: Callable[[], Found]) -> Found:
+    """What `find` finds about a batch, found once: all layers of teacher and students ask."""
     global _last
     if _last is not None:
-        known, version, documents = _last
+        known, version, found = _last
         same_place = known.data_ptr() == positions_BS.data_ptr() and known.device == positions_BS.device
-        if same_place and known.shape == positions_BS.shape and version == positions_BS._version:
-            return documents
+        if not (same_place and known.shape == positions_BS.shape and version == positions_BS._version):
+            _last = None
+    if _last is None:
+        _last = positions_BS, positions_BS._version, {}
+    found = _last[2]
+    if what not in found:
+        found[what] = find()
+    answer: Found = found[what]
+    return answer
+
+
+def documents_of(positions_BS: Tensor) -> Documents:
+    """The documents, found once a batch: an accelerator waits for the answer."""
+    return remembered(positions_BS, documents_of, lambda: _find(positions_BS))
+
+
+def _find(positions_BS: Tensor) -> Documents:
     lengths = document_lengths(positions_BS)
     bounds = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(positions_BS.device)
-    _last = positions_BS, positions_BS._version, Documents(lengths, bounds)
-    return _last[2]
+    return Documents(lengths, bounds)

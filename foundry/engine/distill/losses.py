@@ -20,7 +20,6 @@ from foundry.engine.products import (
     chunk_tokens,
     logits_of,
     operand,
-    product,
     slope_of_cap,
     softmax,
 )
@@ -131,6 +130,8 @@ class _Walk:
 
     def __init__(self, hidden_TH: Tensor, head: Head, dtype: torch.dtype, chunk: int | None) -> None:
         self._hidden_TH, self._weight_VH = operand(hidden_TH.detach(), dtype), operand(head.weight_VH.detach(), dtype)
+        # For gradients, whose products may round what they are made of, as those of the layers do.
+        self._rounded_TH, self._rounded_VH = self._hidden_TH.to(dtype), self._weight_VH.to(dtype)
         self._softcap, self._dtype = head.softcap, dtype
         self.total = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
         self._gradient_TH = torch.empty_like(self._hidden_TH, dtype=torch.float32)
@@ -147,10 +148,10 @@ class _Walk:
 
     def add(self, part: slice, gradient_CV: Tensor) -> None:
         """Take the gradient of a chunk's logits (before the cap)."""
-        gradient_CV = operand(gradient_CV, self._dtype)
-        self._gradient_TH[part] = product(gradient_CV, self._weight_VH)
+        gradient_CV = gradient_CV.to(self._dtype)
+        self._gradient_TH[part] = gradient_CV @ self._rounded_VH
         if self._gradient_VH is not None:
-            add_product(self._gradient_VH, gradient_CV.T, self._hidden_TH[part])
+            add_product(self._gradient_VH, gradient_CV.T, self._rounded_TH[part])
 
     def scored(self) -> Scored:
         return Scored(self.total, self._gradient_TH, self._gradient_VH)

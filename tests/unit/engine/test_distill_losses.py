@@ -168,10 +168,10 @@ def test_match_never_rounds_logits_when_products_run_in_bfloat16() -> None:
         (defined(operands) for operands in (rounded, exact)), key=lambda one: abs(float(one[0] - scored.total))
     )
     assert float(scored.total) == pytest.approx(float(total), rel=2e-6)
-    # The gradient of the logits is an operand of the next product, so it is rounded, once, to 8 bits.
+    # The gradient of the logits is an operand of the next product, and that product rounded: 8 bits each.
     assert scored.head_VH is not None
-    assert (scored.hidden_TH - gradient_TH).abs().max() <= 4e-3 * gradient_TH.abs().max()
-    assert (scored.head_VH - gradient_VH).abs().max() <= 4e-3 * gradient_VH.abs().max()
+    assert (scored.hidden_TH - gradient_TH).abs().max() <= 8e-3 * gradient_TH.abs().max()
+    assert (scored.head_VH - gradient_VH).abs().max() <= 8e-3 * gradient_VH.abs().max()
 
 
 def test_inner_dtype_gives_back_what_it_found() -> None:
