@@ -34,6 +34,7 @@ class _Group(NamedTuple):
     """Gives what is added to scores [N, C, R x C]: 0 or minus infinity."""
 
 
+@torch.autocast("cpu", enabled=False)
 def on_cpu(
     q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_BS: Tensor, scale: float, window: int
 ) -> tuple[Tensor, Tensor]:
@@ -49,6 +50,7 @@ def on_cpu(
     return _untiled(out, q_TAD), q_TAD.new_zeros(q_TAD.shape[1::-1], dtype=torch.float32)
 
 
+@torch.autocast("cpu", enabled=False)
 def backward_on_cpu(
     gradient_TAD: Tensor, q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TAD: Tensor, _: Tensor,
     positions_BS: Tensor, scale: float, window: int,

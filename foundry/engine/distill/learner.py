@@ -148,7 +148,9 @@ class Learner:
                 self._masters.hand_over()
             return float(whole(nn.utils.clip_grad_norm_(self._trained.values(), _LARGEST_GRADIENT, foreach=True)))
         beside = [p.grad for p in self._trained.values() if p.grad is not None]
-        gradients = [*self._masters.gradients.values(), *beside]
+        there = self._masters.gradients
+        # In the order of the parameters, as beside the model: the norm is the same to the last bit.
+        gradients = [*(there[name] for name in self._trained if name in there), *beside]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
         torch._foreach_mul_(gradients, (_LARGEST_GRADIENT / (norm + 1e-6)).clamp(max=1.0))
         return float(norm)
