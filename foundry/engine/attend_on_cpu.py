@@ -2,14 +2,14 @@
 
 A tile of queries sees the tiles of keys from where its first document begins up to itself. Tiles that see equally many
 are taken together: two batched products and one softmax, over a part small enough to stay in the processor's caches.
-PyTorch's own kernel for CPUs multiplies head by head, by the slower of its libraries (see `products`): on models of any
-size it takes twice the time.
+PyTorch's own kernel for CPUs multiplies head by head, by the slower of its libraries (see `products`): it takes twice
+the time with heads of 64 or 128 numbers.
 
 B: rows, S: tokens of a row, T: B x S, A: query heads, K: key heads, G: query heads of a key head, D: size of a head,
 L: tiles, C: tokens of a tile, N: tiles taken together, R: tiles that each of them sees, M: N x R.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -23,18 +23,37 @@ _SCORES = 1 << 19
 """Numbers worked on at a time: 2 MiB, and one softmax of them."""
 _MASKS = 4 << 20
 """Numbers of masks that are kept for the next layer; more are made anew."""
+_EXACT = partial(torch.autocast, "cpu", enabled=False)
+"""Autocast would round scores."""
 
 
 class _Group(NamedTuple):
     """Tiles of queries that see equally many tiles of keys."""
 
     queries_N: Tensor
-    keys_M: Tensor
-    mask: Callable[[], Tensor]
-    """Gives what is added to scores [N, C, R x C]: 0 or minus infinity."""
+    keys_NR: Tensor
+    first_NC: Tensor
+    """Of the tokens that each query sees."""
+    mask: Tensor | None
+    """What is added to scores [N, C, R x C], where it is kept: 0 or minus infinity."""
+
+    def taken(self, tiled: Tensor) -> Tensor:
+        """The tiles of queries [K x N, rows of a tile, D]."""
+        return _rows(tiled, self.queries_N)
+
+    def seen(self, tiled: Tensor) -> Tensor:
+        """The tiles of keys [K x N, R x C, D]."""
+        return _rows(tiled, self.keys_NR)
+
+    def put(self, tiled: Tensor, found: Tensor) -> None:
+        """Set the tiles of queries."""
+        tiled.index_copy_(1, self.queries_N, found.view(len(tiled), -1, *tiled.shape[2:]))
+
+    def add(self, tiled: Tensor, found: Tensor) -> None:
+        """Add to the tiles of keys."""
+        tiled.index_add_(1, self.keys_NR.flatten(), found.view(len(tiled), -1, *tiled.shape[2:]))
 
 
-@torch.autocast("cpu", enabled=False)
 def on_cpu(
     q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_BS: Tensor, scale: float, window: int
 ) -> tuple[Tensor, Tensor]:
@@ -43,14 +62,13 @@ def on_cpu(
     q, k, v = (_tiled(tensor, heads) for tensor in (q_TAD, k_TKD, v_TKD))
     q.mul_(scale)
     out = torch.empty_like(q)
-    for group in _groups(positions_BS, window, q_TAD.shape[1]):
-        seen_v = _taken(v, group.keys_M, group)
-        p = _softmax(_taken(q, group.queries_N, group), _taken(k, group.keys_M, group), group)
-        _put(out, group.queries_N, torch.bmm(p, seen_v))
+    with _EXACT():
+        for group in _groups(positions_BS, window, q_TAD.shape[1]):
+            p = _softmax(group.taken(q), group.seen(k), group)
+            group.put(out, torch.bmm(p, group.seen(v)))
     return _untiled(out, q_TAD), q_TAD.new_zeros(q_TAD.shape[1::-1], dtype=torch.float32)
 
 
-@torch.autocast("cpu", enabled=False)
 def backward_on_cpu(
     gradient_TAD: Tensor, q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_TAD: Tensor, _: Tensor,
     positions_BS: Tensor, scale: float, window: int,
@@ -61,52 +79,48 @@ def backward_on_cpu(
     q.mul_(scale)
     inner = _tiled(out_TAD, heads).mul_(g).sum(dim=-1, keepdim=True)
     of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for group in _groups(positions_BS, window, q_TAD.shape[1]):
-        my_q, my_g = (_taken(tensor, group.queries_N, group) for tensor in (q, g))
-        seen_k, seen_v = (_taken(tensor, group.keys_M, group) for tensor in (k, v))
-        p = _softmax(my_q, seen_k, group)
-        of_scores = torch.bmm(my_g, seen_v.mT).sub_(_taken(inner, group.queries_N, group)).mul_(p)
-        _put(of_q, group.queries_N, torch.bmm(of_scores, seen_k))
-        _add(of_v, group.keys_M, torch.bmm(p.mT, my_g))
-        _add(of_k, group.keys_M, torch.bmm(of_scores.mT, my_q))
+    with _EXACT():
+        for group in _groups(positions_BS, window, q_TAD.shape[1]):
+            my_q, my_g, seen_k = group.taken(q), group.taken(g), group.seen(k)
+            p = _softmax(my_q, seen_k, group)
+            of_scores = torch.bmm(my_g, group.seen(v).mT).sub_(group.taken(inner)).mul_(p)
+            group.put(of_q, torch.bmm(of_scores, seen_k))
+            group.add(of_v, torch.bmm(p.mT, my_g))
+            group.add(of_k, torch.bmm(of_scores.mT, my_q))
     return _untiled(of_q.mul_(scale), q_TAD), _untiled(of_k, k_TKD), _untiled(of_v, v_TKD)
 
 
 def _groups(positions_BS: Tensor, window: int, heads: int) -> list[_Group]:
-    """Of a batch; the same for all its layers."""
-    return remembered(positions_BS, (_find_groups, window, heads), lambda: list(_find_groups(positions_BS, window, heads)))
+    """Of a batch: found once for all its layers that have this window and so many heads."""
+    return remembered(
+        positions_BS, (_find_groups, window, heads), lambda: list(_find_groups(positions_BS, window, heads))
+    )
 
 
 def _find_groups(positions_BS: Tensor, window: int, heads: int) -> Iterator[_Group]:
     lengths = torch.tensor(documents_of(positions_BS).lengths)
     tokens, tiles = positions_BS.numel(), _tiles(positions_BS.numel())
-    first = torch.arange(tiles * _TILE)  # of the tokens that each sees; what fills the last tile up sees itself
+    first = torch.arange(tiles * _TILE)  # what fills the last tile up sees itself
     first[:tokens] = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
     if window:
         first = torch.maximum(first, torch.arange(len(first)) - (window - 1))
     first_LC = first.view(tiles, _TILE)
     seen_L = torch.arange(tiles) - first_LC[:, 0] // _TILE + 1
     keeps = int(seen_L.sum()) * _TILE**2 <= _MASKS
-    for seen in seen_L.unique().tolist():
+    for seen in sorted(set(seen_L.tolist())):
         at_a_time = max(1, _SCORES // (heads * _TILE**2 * seen))
         for queries_N in (seen_L == seen).nonzero().squeeze(1).split(at_a_time):
             keys_NR = queries_N[:, None] + torch.arange(1 - seen, 1)
-            mask = partial(_mask, first_LC[queries_N], queries_N, keys_NR)
-            if keeps:
-                mask = partial(_same, mask())
-            yield _Group(queries_N, keys_NR.flatten(), mask)
+            group = _Group(queries_N, keys_NR, first_LC[queries_N], mask=None)
+            yield group._replace(mask=_mask(group)) if keeps else group
 
 
-def _mask(first_NC: Tensor, queries_N: Tensor, keys_NR: Tensor) -> Tensor:
+def _mask(group: _Group) -> Tensor:
     within = torch.arange(_TILE)
-    query_NC1 = (queries_N[:, None] * _TILE + within)[:, :, None]
-    key_N1J = (keys_NR[:, :, None] * _TILE + within).flatten(1)[:, None]
-    is_seen = (key_N1J >= first_NC[:, :, None]) & (key_N1J <= query_NC1)
+    query_NC1 = (group.queries_N[:, None] * _TILE + within)[:, :, None]
+    key_N1J = (group.keys_NR[:, :, None] * _TILE + within).flatten(1)[:, None]
+    is_seen = (key_N1J >= group.first_NC[:, :, None]) & (key_N1J <= query_NC1)
     return torch.zeros(is_seen.shape).masked_fill_(~is_seen, -torch.inf)
-
-
-def _same(mask: Tensor) -> Tensor:
-    return mask
 
 
 def _tiles(tokens: int) -> int:
@@ -114,7 +128,7 @@ def _tiles(tokens: int) -> int:
 
 
 def _tiled(tensor_TAD: Tensor, key_heads: int) -> Tensor:
-    """[K, L, G x C, D] in float32: the tokens of a tile for each query head of a key head, one head after the other."""
+    """[K, L, G x C, D] in float32: the tokens of each tile, one query head of a key head after the other."""
     tokens, heads, size = tensor_TAD.shape
     tiles, group = _tiles(tokens), heads // key_heads
     if tiles * _TILE > tokens:
@@ -126,7 +140,7 @@ def _tiled(tensor_TAD: Tensor, key_heads: int) -> Tensor:
 
 def _untiled(tiled: Tensor, like_TAD: Tensor) -> Tensor:
     """The reverse, in the type of another tensor of that shape."""
-    key_heads, tiles, rows, size = tiled.shape
+    key_heads, tiles, _, size = tiled.shape
     heads = like_TAD.shape[1]
     tensor = like_TAD.new_empty(tiles * _TILE, heads, size)
     parts = tensor.view(tiles, _TILE, key_heads, heads // key_heads, size)
@@ -134,22 +148,14 @@ def _untiled(tiled: Tensor, like_TAD: Tensor) -> Tensor:
     return tensor[: len(like_TAD)]
 
 
-def _taken(tiled: Tensor, tiles: Tensor, group: _Group) -> Tensor:
-    """[K x N, rows of one or R tiles, D]"""
-    return tiled.index_select(1, tiles).view(len(tiled) * len(group.queries_N), -1, tiled.shape[-1])
+def _rows(tiled: Tensor, tiles: Tensor) -> Tensor:
+    """Of each head the rows of one tile, or of the R tiles of a row of `tiles`."""
+    return tiled.index_select(1, tiles.flatten()).view(len(tiled) * len(tiles), -1, tiled.shape[-1])
 
 
 def _softmax(q: Tensor, k: Tensor, group: _Group) -> Tensor:
     """[K x N, G x C, R x C]"""
-    scores, mask_NCJ = torch.bmm(q, k.mT), group.mask()
-    many, _, seen = mask_NCJ.shape
-    scores.view(-1, many, q.shape[1] // _TILE, _TILE, seen).add_(mask_NCJ[:, None])
+    scores = torch.bmm(q, k.mT)
+    mask_NCJ = _mask(group) if group.mask is None else group.mask
+    scores.view(-1, len(mask_NCJ), q.shape[1] // _TILE, *mask_NCJ.shape[1:]).add_(mask_NCJ[:, None])
     return torch.softmax(scores, dim=-1)
-
-
-def _put(tiled: Tensor, tiles: Tensor, found: Tensor) -> None:
-    tiled.index_copy_(1, tiles, found.view(len(tiled), len(tiles), *tiled.shape[2:]))
-
-
-def _add(tiled: Tensor, tiles: Tensor, found: Tensor) -> None:
-    tiled.index_add_(1, tiles, found.view(len(tiled), len(tiles), *tiled.shape[2:]))

@@ -9,7 +9,7 @@ makes no use of that.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
@@ -25,11 +25,6 @@ def inner_dtype(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
         return
     with _fp32_precision("bf16" if dtype == torch.bfloat16 or _onednn_is_exact() else "ieee"):
         yield
-
-
-def exact_products() -> AbstractContextManager[None]:
-    """Within this, float32 products on a CPU round nothing: small ones are faster so."""
-    return _fp32_precision("ieee")
 
 
 @cache
@@ -113,8 +108,8 @@ class Softmax(NamedTuple):
 def softmax(logits_TV: Tensor, temperature: float = 1.0) -> Softmax:
     """The distribution of these logits. Overwrites its input.
 
-    The log of the sum is read off the likeliest outcome, whose probability is exp(its logit) / sum; PyTorch's sum is off
-    by 1e-5 over a hundred thousand outcomes, which shows in what the probabilities add up to.
+    The log of the sum is read off the likeliest outcome, whose probability is exp(its logit) / sum. Over a hundred
+    thousand outcomes PyTorch's sum is off by 1e-5, as much as what the probabilities add up to is off 1.
     """
     if temperature != 1.0:
         logits_TV = logits_TV.div_(temperature)

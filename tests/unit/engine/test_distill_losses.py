@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foundry.engine.distill.divergences import Divergence, divergence_of
 from foundry.engine.distill.losses import HardLabels, Head, Scored, TopK, Whole, cross_entropy, match
-from foundry.engine.products import inner_dtype
+from foundry.engine.products import inner_dtype, product, softmax
 from foundry.spec.stages import Jsd, Loss
 
 T, V, H, G = 37, 101, 24, 40
@@ -172,6 +172,21 @@ def test_match_never_rounds_logits_when_products_run_in_bfloat16() -> None:
     assert scored.head_VH is not None
     assert (scored.hidden_TH - gradient_TH).abs().max() <= 8e-3 * gradient_TH.abs().max()
     assert (scored.head_VH - gradient_VH).abs().max() <= 8e-3 * gradient_VH.abs().max()
+
+
+def test_products_round_nothing_where_they_are_to_run_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(300, 300, generator=generator) for _ in range(2))
+    with inner_dtype(torch.float32, torch.device("cpu")):
+        found = product(left, right)
+    exact = left.double() @ right.double()
+    assert (found - exact).abs().max() < 2e-6 * exact.abs().max()
+
+
+def test_the_log_of_a_softmax_s_sum_is_right_over_a_whole_vocabulary() -> None:
+    logits_TV = 5 * torch.randn(3, 131_072, generator=torch.Generator().manual_seed(0))
+    expected_T = torch.logsumexp(logits_TV.double(), dim=1)
+    assert (softmax(logits_TV).log_sum_T - expected_T).abs().max() < 4e-6
 
 
 def test_inner_dtype_gives_back_what_it_found() -> None:

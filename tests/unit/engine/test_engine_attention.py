@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from foundry.engine import attend_on_cpu
 from foundry.engine.attend import attend
 from foundry.engine.attention import attend_within_documents, hands_positions_on
 from foundry.engine.documents import document_lengths, documents_of
@@ -49,6 +50,41 @@ def test_attention_within_documents_equals_masked_attention(family: str) -> None
     possible = possible and not getattr(model.config, "attention_dropout", None)
     assert (model.config._attn_implementation == "within_documents") == possible
     _assert_close(_logits_and_gradients(model), masked)
+
+
+@pytest.mark.parametrize("window", [0, 3, 40, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("limits", [{}, {"_SCORES": 1, "_MASKS": 0}])
+def test_the_operator_gives_what_attention_is_defined_as(
+    monkeypatch: pytest.MonkeyPatch, window: int, dtype: torch.dtype, limits: dict[str, int]
+) -> None:
+    """Documents shorter and longer than tiles, that begin within them, and a last tile that is not full."""
+    for name, value in limits.items():
+        monkeypatch.setattr(attend_on_cpu, name, value)
+    lengths = [2, 30, 1, 31, 32, 5, 150, 64, 10]
+    positions_BS = torch.cat([torch.arange(length) for length in lengths])[None]
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(325, heads, 8, generator=generator).to(dtype).requires_grad_() for heads in (6, 2, 2)]
+    weights = torch.randn(325, 6, 8, generator=generator)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        out, _ = attend(*given, positions_BS, 0.5, window)
+    found = torch.autograd.grad((out.float() * weights).sum(), given)
+    wanted = [tensor.detach().double().requires_grad_() for tensor in given]
+    defined = _defined(wanted, torch.tensor(lengths), window)
+    expected = torch.autograd.grad((defined * weights).sum(), wanted)
+    error = 2e-6 if dtype == torch.float32 else 1e-2  # outputs and gradients are rounded to 8 bits
+    for one, other in zip((out, *found), (defined, *expected), strict=True):
+        assert one.dtype == dtype
+        assert (one - other).abs().max() <= error * other.abs().max()
+
+
+def _defined(given: list[Tensor], lengths: Tensor, window: int) -> Tensor:
+    q_ATD, k_ATD, v_ATD = (t.transpose(0, 1).repeat_interleave(6 // t.shape[1], dim=0) for t in given)
+    document_T, place_T = torch.arange(len(lengths)).repeat_interleave(lengths), torch.arange(int(lengths.sum()))
+    behind_TT = place_T[:, None] - place_T
+    seen_TT = (document_T[:, None] == document_T) & (behind_TT >= 0) & (behind_TT < (window or 1000))
+    scores_ATT = (0.5 * q_ATD @ k_ATD.mT).masked_fill(~seen_TT, -torch.inf)
+    return (scores_ATT.softmax(dim=-1) @ v_ATD).transpose(0, 1)
 
 
 def test_the_operator_keeps_to_what_compilers_are_told_of_it() -> None:
