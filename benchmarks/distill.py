@@ -39,6 +39,7 @@ _WAYS: Mapping[str, Callable[[str, Setting], Measured]] = {
     "ours": distillers.ours,
     "plain loop": distillers.plain,
     "TRL GKD": distillers.trl,
+    "TRL GKD, documents apart": lambda name, setting: distillers.trl(name, setting, apart=True),
     "Liger": distillers.liger,
     "ours, compiled": lambda name, setting: distillers.ours(name, setting, compiles=True),
     "ours, Muon": lambda name, setting: distillers.ours(name, setting, optimizer="muon"),

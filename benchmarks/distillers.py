@@ -24,6 +24,7 @@ import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from foundry.engine.attention import attend_within_documents
@@ -35,6 +36,7 @@ from foundry.engine.distill.objectives import Goal, match_saved, match_teacher
 from foundry.engine.distill.schedule import Schedule
 from foundry.engine.distill.signal import Origin, SavedSignal, text_sha256
 from foundry.engine.distill.trainer import Training, train
+from foundry.engine.documents import document_lengths
 from foundry.engine.evaluate.compare import compare
 from foundry.engine.norms import fuse_norms
 from foundry.engine.packed import Batch, Packed
@@ -242,8 +244,12 @@ def _by_hand(method: str, setting: Setting, summed: Callable[[Batch], Tensor]) -
     return measured(method, setting, clock, [setting.student])
 
 
-def trl(method: str, setting: Setting) -> Measured:
-    """TRL's GKD trainer without sampling from the student. It reads a row as one document."""
+def trl(method: str, setting: Setting, *, apart: bool = False) -> Measured:
+    """TRL's GKD trainer without sampling from the student. It reads a row as one document.
+
+    So it is given rows of many documents, which then see each other; or with `apart` every document as a row, padded,
+    as a user of TRL gives them.
+    """
     from transformers import TrainerCallback
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
@@ -263,7 +269,15 @@ def trl(method: str, setting: Setting) -> Measured:
         counted_BS = torch.zeros_like(batch.targets_BS)
         counted_BS[:, 1:] = batch.targets_BS[:, :-1]
         labels_BS = torch.where(counted_BS, batch.ids_BS, -100)
-        return {"input_ids": batch.ids_BS, "attention_mask": torch.ones_like(batch.ids_BS), "labels": labels_BS}
+        read = {"input_ids": batch.ids_BS, "attention_mask": torch.ones_like(batch.ids_BS), "labels": labels_BS}
+        if not apart:
+            return read
+        lengths = document_lengths(batch.positions_BS)
+        fills = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+        return {
+            name: pad_sequence(tensor.flatten().split(lengths), batch_first=True, padding_value=fills[name])
+            for name, tensor in read.items()
+        }
 
     from datasets import Dataset
 

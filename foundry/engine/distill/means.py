@@ -15,7 +15,7 @@ from foundry.spec.lifecycle import EventType, StageName
 from foundry.spec.stages import Distill, OptimizerName
 
 _WORTH_COMPILING = 2e17
-"""Operations of a run: some ten minutes on the fastest accelerators, longer on others."""
+"""Operations of a run on each accelerator: some ten minutes on the fastest accelerators, longer on others."""
 
 
 def held_in(context: RunContext, ranks: Ranks) -> torch.dtype:
@@ -51,14 +51,10 @@ def compiles(
     config: Distill, teacher: PreTrainedModel, students: Sequence[PreTrainedModel], schedule: Schedule,
     context: RunContext, ranks: Ranks,
 ) -> bool:  # fmt: skip
-    """As told; by itself where the steps take far longer than compiling does. The same for every attempt at a job.
-
-    Several accelerators compute uncompiled.
-    """
-    if ranks.mesh is not None:
-        return False
+    """As told; by itself where the steps take far longer than compiling does. The same for every attempt at a job."""
     if config.compile is not None or context.device.type != "cuda" or config.hidden is not None:
         return bool(config.compile)
     per_token: int = 2 * teacher.num_parameters() + 6 * sum(student.num_parameters() for student in students)
     operations = per_token * schedule.steps * schedule.batch_tokens
-    return operations > _WORTH_COMPILING and can_compile(context.device)
+    worth_it = operations / ranks.size > _WORTH_COMPILING and can_compile(context.device)
+    return bool(ranks.first_says(float(worth_it)))

@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch import distributed as dist
+from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 
+from foundry.engine.compiled import can_compile, compile_layers
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import pack
 from foundry.engine.distill.hidden import HiddenMatch, Pairs
@@ -43,13 +45,14 @@ STEPS = 6
 WAYS: dict[str, dict[str, Any]] = {
     "adamw, two students, an average": {"students": (32, 48), "ema_decay": 0.9},
     "muon, tied, the best look": {"students": (32,), "tied": True, "optimizer": "muon", "keeps_best": True},
+    "compiled layers, activations recomputed": {"students": (32,), "recompute": True, "compiled": True},
     "hidden states through a projection, activations recomputed": {"students": (32,), "hidden": 24, "recompute": True},
 }
 
 
 @dataclass
 class Course:
-    """One run: what it trains, where, and after how many steps it is asked to stop."""
+    """One run: what it trains, where, and after how many steps it is asked to stop. Two processes alone compile."""
 
     folder: Path
     way: dict[str, Any]
@@ -62,6 +65,7 @@ class Course:
             emit=self.events.append, should_stop=self.should_stop, device=CPU, dtype=torch.float32, seed=0
         )
         way = dict(self.way)
+        compiled = way.pop("compiled", False) and ranks.size > 1
         widths, tied, hidden = way.pop("students"), way.pop("tied", False), way.pop("hidden", None)
         recompute = way.pop("recompute", False)
         teacher = tiny.new_model(seed=1, tied=tied)
@@ -77,9 +81,12 @@ class Course:
                 pairs = Pairs.of(HiddenLoss(kind="mse", layers=2), (0, 1), 2, 32)
                 matched = HiddenMatch(pairs, hidden, seed=0)
             learners.append(Learner(f"ffn-{width}", student, torch.float32, hidden=matched, ranks=ranks, **way))
+        for model in (teacher, *(learner.model for learner in learners)) if compiled else ():
+            compile_layers(model)
         watched = (0, 1) if hidden is not None else ()
         training = new_training(match_teacher(teacher, Goal(), context, watched), way.get("keeps_best", False))
         histories = train(learners, training, Workspace(self.folder), context, ranks)
+        assert not compiled or counters["stats"]["unique_graphs"] > 0
         return histories, {
             learner.name: {name: whole(tensor.detach()).clone() for name, tensor in learner.model.state_dict().items()}
             for learner in learners
@@ -154,6 +161,8 @@ def assert_close(
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_two_processes_learn_what_one_does(way: dict[str, Any], together: Together, tmp_path: Path) -> None:
+    if "compiled" in way and not can_compile(CPU):
+        pytest.skip("there is no C++ compiler")
     histories, weights = Course(tmp_path / "one", way)(ALONE)
     divided, gathered = together(Course(tmp_path / "two", way))
     for name, history in histories.items():
