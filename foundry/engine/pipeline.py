@@ -56,7 +56,7 @@ def _carry_out(spec: JobSpec, workspace: Workspace, context: RunContext) -> None
     if not workspace.is_done("export"):
         check_formats(spec, workspace, context)
         check_suite(spec)
-    compiles = spec.distill is not None and spec.distill.compile and context.accelerators == 1
+    compiles = spec.distill is not None and spec.distill.compile
     if compiles and not workspace.is_done("distill"):
         check_compiler(context.device)
     for stage in STAGES:

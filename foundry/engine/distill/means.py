@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from foundry.engine.compiled import can_compile
 from foundry.engine.context import RunContext
-from foundry.engine.distill.memory import Room, moments_on_host
+from foundry.engine.distill.memory import Room, moments_on_host, shards_fit
 from foundry.engine.distill.parallel import Ranks
 from foundry.engine.distill.schedule import Schedule
 from foundry.errors import OutOfMemory
@@ -21,6 +21,26 @@ _WORTH_COMPILING = 2e17
 def held_in(context: RunContext, ranks: Ranks) -> torch.dtype:
     """The type of products, with float32 masters behind the weights; weights in shards are float32 themselves."""
     return context.dtype if ranks.mesh is None else torch.float32
+
+
+def learns_in_shards(
+    stage: StageName, parameters: int, teacher_parameters: int, copies: int, context: RunContext
+) -> bool:
+    """Whether all accelerators train together; where their memory is too little for that, one does, and it is said.
+
+    One has less of it, but may leave masters and moments in the machine's memory (`learns_on_host`).
+    """
+    if context.accelerators == 1 or context.device.type != "cuda":
+        return context.accelerators > 1
+    teacher_bytes = teacher_parameters * context.dtype.itemsize
+    if shards_fit(parameters, teacher_bytes, copies, context.accelerators, Room.of(context.device)):
+        return True
+    message = (
+        f"{stage}: shards of {parameters:,} parameters do not fit onto {context.accelerators} accelerators, so one of "
+        "them learns, with what it has no room for in the machine's memory"
+    )
+    context.report(EventType.WARNING, message, level="warning", stage=stage, parameters=parameters)
+    return False
 
 
 def learns_on_host(

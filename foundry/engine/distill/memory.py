@@ -66,6 +66,15 @@ def moments_on_host(parameters: int, copies: int, room: Room, *, loaded: bool = 
     return True
 
 
+def shards_fit(parameters: int, teacher_bytes: int, copies: int, accelerators: int, room: Room) -> bool:
+    """Whether so many parameters and their teacher fit onto several accelerators like that of `room`, all in shards.
+
+    Weights, gradients and moments are float32; `copies` as in `moments_on_host`.
+    """
+    divided = parameters * (4 + 4 + 8 + 4 * copies) + teacher_bytes
+    return divided / accelerators <= (1 - _ACTIVATIONS_ROOM) * room.accelerator
+
+
 class Fit(NamedTuple):
     """How many rows fit, and why."""
 

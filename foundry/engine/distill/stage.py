@@ -15,7 +15,7 @@ from foundry.engine.distill.hidden import HiddenMatch, Pairs
 from foundry.engine.distill.judge import has_helped
 from foundry.engine.distill.launch import launch
 from foundry.engine.distill.learner import Learner
-from foundry.engine.distill.means import compiles, held_in, learns_on_host
+from foundry.engine.distill.means import compiles, held_in, learns_in_shards, learns_on_host
 from foundry.engine.distill.memory import checkpoint_activations
 from foundry.engine.distill.objectives import Goal, match_saved, match_teacher
 from foundry.engine.distill.parallel import ALONE, Ranks, fill
@@ -54,7 +54,11 @@ def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         workspace.finish("distill", targets={})
         return
     sample(spec, workspace, context)
-    if context.accelerators > 1:
+    config = spec.distill
+    assert config is not None
+    plans = [_plan(workspace, target) for target in students]
+    teacher = families()[plans[0].family].parameter_count(plans[0].teacher_shape)
+    if learns_in_shards("distill", _parameters(plans), teacher, _copies(config), context):
         launch(workspace, context)
     else:
         learn(spec, workspace, context)
@@ -79,8 +83,8 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
     _announce(schedule, len(students), context)
     pairs = {target: _pairs(config, target, workspace) for target in students}
     on_host = ranks.mesh is None and learns_on_host(
-        "distill", _parameters(workspace, students), context, optimizer=config.optimizer,
-        copies=(config.ema_decay is not None) + (config.patience_looks is not None),
+        "distill", _parameters(_plan(workspace, target) for target in students), context,
+        optimizer=config.optimizer, copies=_copies(config),
     )  # fmt: skip
     learners = [
         _learner(target, folder, teacher, pairs[target], config, context, ranks, on_host=on_host)
@@ -174,8 +178,12 @@ def _plan(workspace: Workspace, target: str) -> PrunePlan:
     return PrunePlan.model_validate_json((workspace.stage("prune", target) / "plan.json").read_text(encoding="utf-8"))
 
 
-def _parameters(workspace: Workspace, targets: Iterable[str]) -> int:
-    plans = [_plan(workspace, target) for target in targets]
+def _copies(config: Distill) -> int:
+    """Of the weights, beside those that learn: their average, the best so far."""
+    return (config.ema_decay is not None) + (config.patience_looks is not None)
+
+
+def _parameters(plans: Iterable[PrunePlan]) -> int:
     return sum(families()[plan.family].parameter_count(plan.shape) for plan in plans)
 
 

@@ -17,7 +17,7 @@ from foundry.engine.distill import host
 from foundry.engine.distill.host import HostAdamW
 from foundry.engine.distill.learner import Learner
 from foundry.engine.distill.masters import Masters
-from foundry.engine.distill.memory import Room, moments_on_host
+from foundry.engine.distill.memory import Room, moments_on_host, shards_fit
 from foundry.engine.distill.objectives import predict_text
 from foundry.engine.distill.trainer import train
 from foundry.engine.evaluate.compare import compare
@@ -154,6 +154,17 @@ def test_moments_lie_on_the_host_where_the_accelerator_has_no_room(
     held = 24.5e9 + (2 * parameters if loaded else 0)
     room = Room(accelerator=int(85.0e9), held=int(held), host=int(137e9))
     assert moments_on_host(int(parameters), 0, room, loaded=loaded) == expected
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "copies", "expected"), [(2, 0, False), (4, 0, True), (4, 1, True), (2, 1, False)]
+)
+def test_several_accelerators_learn_together_where_the_shards_fit(
+    accelerators: int, copies: int, *, expected: bool
+) -> None:
+    """A student of 8.41e9 parameters takes 134.6 GB in all, its teacher 24.5; two of 80 GB leave too little."""
+    room = Room(accelerator=int(85.0e9), held=0, host=int(137e9))
+    assert shards_fit(int(8.41e9), int(24.5e9), copies, accelerators, room) == expected
 
 
 @pytest.mark.parametrize(("accelerator", "machine", "copies"), [(40e9, 500e9, 0), (85e9, 100e9, 0), (85e9, 137e9, 2)])
