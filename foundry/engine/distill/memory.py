@@ -113,7 +113,7 @@ def _kept_bytes(learner: Learner, batch: Batch) -> int:
         if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself would hold on to the graph that holds on to it, for ever
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         hidden_BSH = learner.hidden(batch)
