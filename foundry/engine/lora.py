@@ -65,7 +65,7 @@ def lora(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     for target, model in adapted.items():
         folder = workspace.stage("lora", target)
         save_adapter(model, folder / "adapter")
-        merge(students[target], folder / "adapter", folder / "model", context.device)
+        merge(students[target], folder / "adapter", folder / "model")
         write_json(folder / "history.json", histories[target])
     workspace.finish("lora", targets={target: summary(history) for target, history in histories.items()})
 
@@ -121,7 +121,11 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     config.base_model_name_or_path = base
 
 
-def merge(base: Path, adapter: Path, folder: Path, device: torch.device) -> None:
-    """Add an adapter to its base in float32 and write the sum in bfloat16 beside the base's config and tokenizer."""
-    model = load_model(base, dtype=torch.float32, device=device)
+def merge(base: Path, adapter: Path, folder: Path) -> None:
+    """Add an adapter to its base in float32 and write the sum in bfloat16 beside the base's config and tokenizer.
+
+    On the CPU, where a model is opened anyway: an accelerator that could train the adapter has no room for a base in
+    float32 beside it.
+    """
+    model = load_model(base, dtype=torch.float32, device="cpu")
     save_model(open_adapter(model, adapter).merge_and_unload(), like=base, folder=folder)

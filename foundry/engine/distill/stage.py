@@ -99,6 +99,7 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
         time_budget_s=config.time_budget_s,
     )  # fmt: skip
     histories = train(learners, training, workspace, context, ranks)
+    del training, objective  # and the teacher that it asks: a student that is judged is judged beside one from disk
     for learner in learners:
         folder, source = workspace.stage("distill", learner.name), students[learner.name]
         model, history = learner.model, histories[learner.name]
