@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import PreTrainedModel
 
-from foundry.engine.context import RunContext
+from foundry.engine.context import RunContext, seeded
 from foundry.engine.distill.checkpoints import digest_of
 from foundry.engine.distill.learner import Learner
 from foundry.engine.distill.objectives import predict_text
@@ -90,8 +90,7 @@ def attach(model: PreTrainedModel, *, rank: int, alpha: int, dropout: float, see
         r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM",
         target_modules=adapted_modules(family), fan_in_fan_out=family.row("o").input_axis == 0,
     )  # fmt: skip
-    with torch.random.fork_rng(), _older_names():
-        torch.manual_seed(seed)
+    with seeded(seed, model.device), _older_names():
         return get_peft_model(model, config)
 
 
