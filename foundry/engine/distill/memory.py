@@ -66,6 +66,16 @@ def moments_on_host(parameters: int, copies: int, room: Room, *, loaded: bool = 
     return True
 
 
+def fits_in_shards(teacher: int, students: int, whole: int, copies: int, accelerator: int, processes: int) -> bool:
+    """Whether a teacher and students of so many parameters fit into so many accelerators of `accelerator` bytes each.
+
+    A process has its part of the teacher in bfloat16, and of the students weights, gradients, moments and `copies` in
+    float32; embedding, output matrix and its gradient of a student, of `whole` parameters each, it has whole at times.
+    """
+    parts = (2 * teacher + (4 + 4 + 8 + 4 * copies) * students) // processes
+    return parts + 3 * 4 * whole <= int((1 - _ACTIVATIONS_ROOM) * accelerator)
+
+
 class Fit(NamedTuple):
     """How many rows fit, and why."""
 
