@@ -33,8 +33,8 @@ def attend_within_documents(model: PreTrainedModel, dtype: torch.dtype, device: 
 
 def _is_possible(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> bool:
     config = model.config
-    drops = any(getattr(config, name, None) for name in ("attention_dropout", "attn_pdrop"))
-    if drops or not hands_positions_on(model):
+    more = ("attention_dropout", "attn_pdrop", "attn_logit_softcapping")  # none of which the kernels do
+    if any(getattr(config, name, None) for name in more) or not hands_positions_on(model):
         return False
     if device.type == "cpu":
         return True

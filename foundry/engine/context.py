@@ -1,6 +1,7 @@
 """What a stage may use of the world outside: a voice, an ear, a device and a seed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,15 @@ def allowed_by(environment: Mapping[str, str]) -> dict[str, Any]:
         "benchmarks": Path(folder) if folder else None,
         "may_run_code": environment.get("FOUNDRY_ALLOW_CODE", "").lower() in ("1", "true", "yes"),
     }
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within this torch's generators begin at `seed`; afterwards they go on as if nothing had been drawn."""
+    # Of this device: unless told, PyTorch saves those of all, and takes memory of every accelerator for it.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def choose_device() -> torch.device:

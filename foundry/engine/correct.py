@@ -6,7 +6,6 @@ A teacher that never saw the customer's kind of text is a poor guide to it (Mini
 import shutil
 from pathlib import Path
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -54,7 +53,8 @@ def correct(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         workspace.finish("correct", kept=False)
         return
     candidate = stage / "candidate"
-    _save(model, source, candidate, context.device)
+    _save(model, source, candidate)
+    del learner, bare, model  # to be measured are those on disk, one at a time: two may be more than fits
     write_json(stage / "history.json", histories[_NAME])
     before, after = (_loss(folder, texts.held_out, context) for folder in (source, candidate))
     kept = _keep_if_better(candidate, stage / "teacher", before, after)
@@ -99,13 +99,13 @@ def _training(spec: JobSpec, workspace: Workspace, texts: Texts, schedule: Sched
     )  # fmt: skip
 
 
-def _save(model: PreTrainedModel | PeftModel, source: Path, folder: Path, device: torch.device) -> None:
+def _save(model: PreTrainedModel | PeftModel, source: Path, folder: Path) -> None:
     if not isinstance(model, PeftModel):
         save_model(model, like=source, folder=folder)
         return
     adapter = folder.with_name("adapter")
     save_adapter(model, adapter)
-    merge(source, adapter, folder, device)
+    merge(source, adapter, folder)
     shutil.rmtree(adapter)
 
 

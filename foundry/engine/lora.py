@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import PreTrainedModel
 
-from foundry.engine.context import RunContext
+from foundry.engine.context import RunContext, seeded
 from foundry.engine.distill.checkpoints import digest_of
 from foundry.engine.distill.learner import Learner
 from foundry.engine.distill.objectives import predict_text
@@ -65,7 +65,7 @@ def lora(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     for target, model in adapted.items():
         folder = workspace.stage("lora", target)
         save_adapter(model, folder / "adapter")
-        merge(students[target], folder / "adapter", folder / "model", context.device)
+        merge(students[target], folder / "adapter", folder / "model")
         write_json(folder / "history.json", histories[target])
     workspace.finish("lora", targets={target: summary(history) for target, history in histories.items()})
 
@@ -90,8 +90,7 @@ def attach(model: PreTrainedModel, *, rank: int, alpha: int, dropout: float, see
         r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM",
         target_modules=adapted_modules(family), fan_in_fan_out=family.row("o").input_axis == 0,
     )  # fmt: skip
-    with torch.random.fork_rng(), _older_names():
-        torch.manual_seed(seed)
+    with seeded(seed, model.device), _older_names():
         return get_peft_model(model, config)
 
 
@@ -121,7 +120,11 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     config.base_model_name_or_path = base
 
 
-def merge(base: Path, adapter: Path, folder: Path, device: torch.device) -> None:
-    """Add an adapter to its base in float32 and write the sum in bfloat16 beside the base's config and tokenizer."""
-    model = load_model(base, dtype=torch.float32, device=device)
+def merge(base: Path, adapter: Path, folder: Path) -> None:
+    """Add an adapter to its base in float32 and write the sum in bfloat16 beside the base's config and tokenizer.
+
+    On the CPU, where a model is opened anyway: an accelerator that could train the adapter has no room for a base in
+    float32 beside it.
+    """
+    model = load_model(base, dtype=torch.float32, device="cpu")
     save_model(open_adapter(model, adapter).merge_and_unload(), like=base, folder=folder)

@@ -99,9 +99,13 @@ def load_model(folder: str | Path, *, dtype: torch.dtype, device: torch.device |
 
 
 def attention_of(config: PretrainedConfig) -> str:
-    """PyTorch's `scaled_dot_product_attention` where the class has it; Gemma 2 caps its scores, which that cannot."""
+    """PyTorch's `scaled_dot_product_attention` where the class has it; Gemma 2 caps its scores, which that cannot.
+
+    Some versions of transformers say that Gemma 2 has it, and then leave the cap out without a word.
+    """
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return "sdpa" if getattr(model_class, "_supports_sdpa", True) else "eager"
+    has_it = getattr(model_class, "_supports_sdpa", True) and not getattr(config, "attn_logit_softcapping", None)
+    return "sdpa" if has_it else "eager"
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:

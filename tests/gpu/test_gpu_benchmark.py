@@ -28,6 +28,7 @@ def new_setting() -> Setting:
     )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo's own
 @pytest.mark.parametrize("way", [distillers.plain, distillers.liger], ids=["a plain loop", "Liger"])
 def test_every_way_learns_what_ours_does(way: Callable[[str, Setting], Measured]) -> None:
     if way is distillers.liger:

@@ -7,12 +7,14 @@ from transformers import PreTrainedModel
 
 from foundry.engine.compiled import can_compile
 from foundry.engine.context import RunContext
-from foundry.engine.distill.memory import Room, moments_on_host, shards_fit
+from foundry.engine.distill.memory import Room, fits_in_shards, moments_on_host, total_bytes
 from foundry.engine.distill.parallel import Ranks
 from foundry.engine.distill.schedule import Schedule
 from foundry.errors import OutOfMemory
+from foundry.spec.family import families
 from foundry.spec.lifecycle import EventType, StageName
 from foundry.spec.stages import Distill, OptimizerName
+from foundry.spec.variant import PrunePlan
 
 _WORTH_COMPILING = 2e17
 """Operations of a run on each accelerator: some ten minutes on the fastest accelerators, longer on others."""
@@ -21,26 +23,6 @@ _WORTH_COMPILING = 2e17
 def held_in(context: RunContext, ranks: Ranks) -> torch.dtype:
     """The type of products, with float32 masters behind the weights; weights in shards are float32 themselves."""
     return context.dtype if ranks.mesh is None else torch.float32
-
-
-def learns_in_shards(
-    stage: StageName, parameters: int, teacher_parameters: int, copies: int, context: RunContext
-) -> bool:
-    """Whether all accelerators train together; where their memory is too little for that, one does, and it is said.
-
-    One has less of it, but may leave masters and moments in the machine's memory (`learns_on_host`).
-    """
-    if context.accelerators == 1 or context.device.type != "cuda":
-        return context.accelerators > 1
-    teacher_bytes = teacher_parameters * context.dtype.itemsize
-    if shards_fit(parameters, teacher_bytes, copies, context.accelerators, Room.of(context.device)):
-        return True
-    message = (
-        f"{stage}: shards of {parameters:,} parameters do not fit onto {context.accelerators} accelerators, so one of "
-        "them learns, with what it has no room for in the machine's memory"
-    )
-    context.report(EventType.WARNING, message, level="warning", stage=stage, parameters=parameters)
-    return False
 
 
 def learns_on_host(
@@ -65,6 +47,28 @@ def learns_on_host(
     message = f"{stage}: masters and moments lie in the machine's memory, for they do not fit on {context.device}"
     context.report(EventType.LOG, message, stage=stage, parameters=parameters)
     return True
+
+
+def learns_in_shards(plans: Sequence[PrunePlan], context: RunContext, *, copies: int) -> bool:
+    """Whether students of these plans learn on all accelerators, and says so where shards of them do not fit.
+
+    Shards lie on accelerators alone and in float32; one accelerator with masters in the machine's memory may hold more.
+    """
+    if context.accelerators == 1 or context.device.type != "cuda":
+        return context.accelerators > 1
+    teacher, *students = (
+        families()[plans[0].family].parameter_count(shape)
+        for shape in (plans[0].teacher_shape, *(plan.shape for plan in plans))
+    )
+    whole = max(plan.shape.vocab * plan.shape.hidden for plan in plans)
+    if fits_in_shards(teacher, sum(students), whole, copies, total_bytes(context.device), context.accelerators):
+        return True
+    message = (
+        f"distill: shards of {sum(students):,} parameters that learn, and of their teacher, do not fit on "
+        f"{context.accelerators} accelerators, so one takes them alone"
+    )
+    context.report(EventType.WARNING, message, level="warning", stage="distill", processes=1)
+    return False
 
 
 def compiles(

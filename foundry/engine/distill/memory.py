@@ -66,13 +66,14 @@ def moments_on_host(parameters: int, copies: int, room: Room, *, loaded: bool = 
     return True
 
 
-def shards_fit(parameters: int, teacher_bytes: int, copies: int, accelerators: int, room: Room) -> bool:
-    """Whether so many parameters and their teacher fit onto several accelerators like that of `room`, all in shards.
+def fits_in_shards(teacher: int, students: int, whole: int, copies: int, accelerator: int, processes: int) -> bool:
+    """Whether a teacher and students of so many parameters fit into so many accelerators of `accelerator` bytes each.
 
-    Weights, gradients and moments are float32; `copies` as in `moments_on_host`.
+    A process has its part of the teacher in bfloat16, and of the students weights, gradients, moments and `copies` in
+    float32; embedding, output matrix and its gradient of a student, of `whole` parameters each, it has whole at times.
     """
-    divided = parameters * (4 + 4 + 8 + 4 * copies) + teacher_bytes
-    return divided / accelerators <= (1 - _ACTIVATIONS_ROOM) * room.accelerator
+    parts = (2 * teacher + (4 + 4 + 8 + 4 * copies) * students) // processes
+    return parts + 3 * 4 * whole <= int((1 - _ACTIVATIONS_ROOM) * accelerator)
 
 
 class Fit(NamedTuple):
@@ -122,7 +123,7 @@ def _kept_bytes(learner: Learner, batch: Batch) -> int:
         if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself would hold on to the graph that holds on to it, for ever
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         hidden_BSH = learner.hidden(batch)

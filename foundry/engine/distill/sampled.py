@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from foundry.engine.context import RunContext
+from foundry.engine.context import RunContext, seeded
 from foundry.engine.corpus import Corpus
 from foundry.engine.distill.schedule import LONGEST_SEQUENCE
 from foundry.engine.evaluate.answers import Prompt, continued, prompts_of
@@ -121,8 +121,7 @@ def _batch(
     config: SampledText, seed: int,
 ) -> dict[str, object]:  # fmt: skip
     room = limit - max(len(prompt.ids_S) for prompt in group)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, teacher.device):
         made = continued(
             teacher, tokenizer, [prompt.ids_S for prompt in group], room, temperature=config.temperature,
             top_p=config.top_p,

@@ -54,11 +54,9 @@ def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
         workspace.finish("distill", targets={})
         return
     sample(spec, workspace, context)
-    config = spec.distill
-    assert config is not None
+    assert spec.distill is not None
     plans = [_plan(workspace, target) for target in students]
-    teacher = families()[plans[0].family].parameter_count(plans[0].teacher_shape)
-    if learns_in_shards("distill", _parameters(plans), teacher, _copies(config), context):
+    if learns_in_shards(plans, context, copies=_copies(spec.distill)):
         launch(workspace, context)
     else:
         learn(spec, workspace, context)
@@ -83,8 +81,7 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
     _announce(schedule, len(students), context)
     pairs = {target: _pairs(config, target, workspace) for target in students}
     on_host = ranks.mesh is None and learns_on_host(
-        "distill", _parameters(_plan(workspace, target) for target in students), context,
-        optimizer=config.optimizer, copies=_copies(config),
+        "distill", _parameters(workspace, students), context, optimizer=config.optimizer, copies=_copies(config),
     )  # fmt: skip
     learners = [
         _learner(target, folder, teacher, pairs[target], config, context, ranks, on_host=on_host)
@@ -103,6 +100,7 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
         time_budget_s=config.time_budget_s,
     )  # fmt: skip
     histories = train(learners, training, workspace, context, ranks)
+    del training, objective  # and the teacher that it asks: a student that is judged is judged beside one from disk
     for learner in learners:
         folder, source = workspace.stage("distill", learner.name), students[learner.name]
         model, history = learner.model, histories[learner.name]
@@ -178,13 +176,14 @@ def _plan(workspace: Workspace, target: str) -> PrunePlan:
     return PrunePlan.model_validate_json((workspace.stage("prune", target) / "plan.json").read_text(encoding="utf-8"))
 
 
-def _copies(config: Distill) -> int:
-    """Of the weights, beside those that learn: their average, the best so far."""
-    return (config.ema_decay is not None) + (config.patience_looks is not None)
-
-
-def _parameters(plans: Iterable[PrunePlan]) -> int:
+def _parameters(workspace: Workspace, targets: Iterable[str]) -> int:
+    plans = [_plan(workspace, target) for target in targets]
     return sum(families()[plan.family].parameter_count(plan.shape) for plan in plans)
+
+
+def _copies(config: Distill) -> int:
+    """How many further copies of its weights a student has: an average, the best so far."""
+    return (config.ema_decay is not None) + (config.patience_looks is not None)
 
 
 def _pairs(config: Distill, target: str, workspace: Workspace) -> Pairs | None:

@@ -276,7 +276,7 @@ def test_an_attached_adapter_ships_beside_the_weights_for_peft_and_llamacpp(tmp_
     for parameter in (p for n, p in adapted.named_parameters() if "lora_B" in n):
         parameter.data.fill_(0.05)
     save_adapter(adapted, folder / "adapter")
-    merge(base, folder / "adapter", folder / "model", torch.device("cpu"))
+    merge(base, folder / "adapter", folder / "model")
     spec = parse(JobSpec, stage.spec.model_dump() | {"lora": {"rank": 4, "ship": "attached"}})
     Stage(spec, stage.workspace, stage.events).run()
     manifest = check_folder(stage.variant("watch"))

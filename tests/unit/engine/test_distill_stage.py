@@ -1,13 +1,18 @@
 """The distill stage on a workspace as the prune stage leaves it."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from foundry.engine.context import RunContext, Stopped
+from foundry.engine.distill import stage
+from foundry.engine.distill.judge import has_helped
 from foundry.engine.distill.stage import distill
 from foundry.engine.workspace import read_json
 from foundry.errors import DamagedCheckpoint, InvalidSpec
@@ -55,6 +60,28 @@ def test_a_student_that_distillation_made_worse_is_shipped_as_it_was_cut(
         assert all(torch.equal(shipped[name], tensor.bfloat16()) for name, tensor in cut.items())
         said, history = workspace.result("distill")["targets"][target], read_json(folder / "history.json")
         assert said["held_out_loss_after"] == said["held_out_loss_before"] < history["rows"][-1]["held_out_loss"]
+
+
+def test_the_teacher_is_gone_when_students_are_judged(
+    make_workspace: MakeWorkspace, context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, workspace = make_workspace(distill=SHORT | {"tokens": 1024})
+    before, found = teachers(), []
+
+    def watched(*args: Any) -> bool:
+        found.append(teachers())
+        return has_helped(*args)
+
+    monkeypatch.setattr(stage, "has_helped", watched)
+    distill(spec, workspace, context)
+    assert found == [before] * len(FFN)
+
+
+def teachers() -> int:
+    """How many models as large as the teacher there are."""
+    gc.collect()
+    models = (one for one in gc.get_objects() if type(one) is LlamaForCausalLM)
+    return sum(model.config.intermediate_size == 64 for model in models)
 
 
 def test_distill_gives_the_same_files_when_stopped_and_started_again(

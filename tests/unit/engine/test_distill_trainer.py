@@ -1,11 +1,14 @@
 """The loop's laws on genuine tiny models: exact resume, exact accumulation, stopping, diverging, too little memory."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import pack
@@ -237,6 +240,26 @@ def test_micro_batch_is_one_row_with_checkpointed_activations_when_memory_is_sma
     fit = micro_batch_rows([learner], text, context.device, budget_bytes=before.row_bytes // 2)
     assert learner.model.model.layers[0].gradient_checkpointing
     assert fit.rows >= 1 and fit.row_bytes < before.row_bytes / 4
+
+
+def test_measuring_a_row_keeps_nothing_of_it(context: RunContext) -> None:
+    text, _ = texts()
+    (learner,) = new_learners(context, 32)
+    marks: list[weakref.ref[_Mark]] = []
+
+    def mark(_: nn.Module, __: Any, output: Tensor) -> None:
+        assert output.grad_fn is not None
+        output.grad_fn.metadata["mark"] = made = _Mark()  # which lives as long as this part of the graph
+        marks.append(weakref.ref(made))
+
+    learner.model.base_model.layers[0].register_forward_hook(mark)
+    micro_batch_rows([learner], text, context.device)
+    gc.collect()
+    assert [one() for one in marks] == [None, None]
+
+
+class _Mark:
+    """Something that can be referred to weakly."""
 
 
 def test_bytes_of_a_row_are_those_that_one_more_row_holds(context: RunContext) -> None:

@@ -47,7 +47,9 @@ def test_attention_within_documents_equals_masked_attention(family: str) -> None
     attend_within_documents(model, torch.float32)
     # In some versions of transformers Ministral 3 and Nemotron keep the positions to themselves.
     possible = before == "sdpa" and (family not in ("ministral3", "nemotron") or hands_positions_on(model))
-    possible = possible and not getattr(model.config, "attention_dropout", None)
+    possible = possible and not any(
+        getattr(model.config, name, None) for name in ("attention_dropout", "attn_logit_softcapping")
+    )
     assert (model.config._attn_implementation == "within_documents") == possible
     _assert_close(_logits_and_gradients(model), masked)
 
@@ -93,8 +95,9 @@ def test_the_operator_keeps_to_what_compilers_are_told_of_it() -> None:
     torch.library.opcheck(attend, (q, k, v, POSITIONS_BS, 0.5, 6))
 
 
-def test_dropout_within_attention_stays_with_the_model_s_own_way() -> None:
-    model = genuine("llama", attention_dropout=0.1)
+@pytest.mark.parametrize("more", ["attention_dropout", "attn_logit_softcapping"])
+def test_what_the_kernels_do_not_do_stays_with_the_model_s_own_way(more: str) -> None:
+    model = genuine("llama", **{more: 0.1})
     attend_within_documents(model, torch.float32)
     assert model.config._attn_implementation == "sdpa"
 

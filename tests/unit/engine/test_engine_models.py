@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from foundry.engine.models import load_model, load_tokenizer, local_folder, save_model, trunk_and_head
+from foundry.engine.models import attention_of, load_model, load_tokenizer, local_folder, save_model, trunk_and_head
 from foundry.errors import DamagedCheckpoint, TeacherNotFound
 from tests import tiny
 
@@ -25,6 +25,12 @@ def test_load_model_gives_what_was_saved_in_eval_mode(folder: Path) -> None:
     assert not model.training
     assert model.config._attn_implementation == "sdpa"
     torch.testing.assert_close(model(IDS).logits, tiny.new_model()(IDS).logits, rtol=0, atol=0)
+
+
+def test_scores_that_are_capped_are_not_left_to_a_kernel_without_a_cap() -> None:
+    # Llama's class has the kernel in every version of transformers, Gemma 2's in some.
+    assert attention_of(LlamaConfig()) == "sdpa"
+    assert attention_of(LlamaConfig(attn_logit_softcapping=50.0)) == "eager"
 
 
 @pytest.mark.parametrize("tied", [False, True])

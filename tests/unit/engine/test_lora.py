@@ -62,7 +62,7 @@ def test_merged_files_equal_the_attached_files_up_to_bfloat16(tmp_path: Path) ->
     folder = tiny.save(tmp_path / "base")
     model = trained_adapter(folder)
     save_adapter(model, tmp_path / "adapter")
-    merge(folder, tmp_path / "adapter", tmp_path / "merged", CPU)
+    merge(folder, tmp_path / "adapter", tmp_path / "merged")
     reopened = open_adapter(load_model(folder, dtype=torch.float32, device=CPU), tmp_path / "adapter")
     torch.testing.assert_close(reopened.eval()(IDS).logits, model(IDS).logits, rtol=0, atol=0)
     exact = {name: tensor.bfloat16() for name, tensor in model.merge_and_unload().state_dict().items()}
