@@ -53,7 +53,9 @@ def _why_not(device: torch.device) -> str | None:
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # PyTorch's compiler, of itself
             torch.compile(_something)(torch.ones(8, device=device))
     except Exception as error:  # of Dynamo, Inductor, Triton or the compiler that they start
-        return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        lines = str(error).strip().splitlines()
+        # The first only says in which backend it was.
+        return next((line for line in lines if not line.endswith("raised:")), type(error).__name__)
     return None
 
 

@@ -70,13 +70,13 @@ def test_a_compiled_run_learns_the_same_and_resumes_to_the_same_bits(
     assert_same_bits(weights_of(whole), weights_of(resumed))
 
 
-def test_a_machine_without_a_compiler_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/such/compiler"))
-    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+def test_a_machine_without_a_compiler_is_told_what_to_install() -> None:
     compiled._why_not.cache_clear()
     torch._dynamo.reset()
+    nothing_there = inductor.patch({"cpp.cxx": (None, "/no/such/compiler"), "fx_graph_cache": False})
+    told = r"distill\.compile.*InvalidCxxCompiler.*Install a C\+\+ compiler"
     try:
-        with pytest.raises(OperatorError, match=r"distill\.compile.*Install a C\+\+ compiler") as raised:
+        with nothing_there, pytest.raises(OperatorError, match=told) as raised:
             check_compiler(CPU)
     finally:
         compiled._why_not.cache_clear()
