@@ -21,8 +21,8 @@ from foundry.engine.documents import documents_of, remembered
 _TILE = 32
 _SCORES = 1 << 19
 """Numbers worked on at a time: 2 MiB, and one softmax of them."""
-_MASKS = 4 << 20
-"""Numbers of masks that are kept for the next layer; more are made anew."""
+_AHEAD = torch.full((_TILE, _TILE), -torch.inf).triu_(1)
+"""Added to the scores of a tile with itself: no query sees what comes after it."""
 _EXACT = partial(torch.autocast, "cpu", enabled=False)
 """Autocast would round scores."""
 
@@ -32,10 +32,8 @@ class _Group(NamedTuple):
 
     queries_N: Tensor
     keys_NR: Tensor
-    first_NC: Tensor
-    """Of the tokens that each query sees."""
-    mask: Tensor | None
-    """What is added to scores [N, C, R x C], where it is kept: 0 or minus infinity."""
+    before: Tensor
+    """Added to the scores of the first keys [N, C, some]: minus infinity where a key lies before what a query sees."""
 
     def taken(self, tiled: Tensor) -> Tensor:
         """The tiles of queries [K x N, rows of a tile, D]."""
@@ -106,21 +104,13 @@ def _find_groups(positions_BS: Tensor, window: int, heads: int) -> Iterator[_Gro
         first = torch.maximum(first, torch.arange(len(first)) - (window - 1))
     first_LC = first.view(tiles, _TILE)
     seen_L = torch.arange(tiles) - first_LC[:, 0] // _TILE + 1
-    keeps = int(seen_L.sum()) * _TILE**2 <= _MASKS
     for seen in sorted(set(seen_L.tolist())):
         at_a_time = max(1, _SCORES // (heads * _TILE**2 * seen))
         for queries_N in (seen_L == seen).nonzero().squeeze(1).split(at_a_time):
             keys_NR = queries_N[:, None] + torch.arange(1 - seen, 1)
-            group = _Group(queries_N, keys_NR, first_LC[queries_N], mask=None)
-            yield group._replace(mask=_mask(group)) if keeps else group
-
-
-def _mask(group: _Group) -> Tensor:
-    within = torch.arange(_TILE)
-    query_NC1 = (group.queries_N[:, None] * _TILE + within)[:, :, None]
-    key_N1J = (group.keys_NR[:, :, None] * _TILE + within).flatten(1)[:, None]
-    is_seen = (key_N1J >= group.first_NC[:, :, None]) & (key_N1J <= query_NC1)
-    return torch.zeros(is_seen.shape).masked_fill_(~is_seen, -torch.inf)
+            hidden_NC = first_LC[queries_N] - keys_NR[:, :1] * _TILE  # so many of the first keys
+            is_hidden = torch.arange(int(hidden_NC.max())) < hidden_NC[:, :, None]
+            yield _Group(queries_N, keys_NR, torch.zeros(is_hidden.shape).masked_fill_(is_hidden, -torch.inf))
 
 
 def _tiles(tokens: int) -> int:
@@ -156,6 +146,8 @@ def _rows(tiled: Tensor, tiles: Tensor) -> Tensor:
 def _softmax(q: Tensor, k: Tensor, group: _Group) -> Tensor:
     """[K x N, G x C, R x C]"""
     scores = torch.bmm(q, k.mT)
-    mask_NCJ = _mask(group) if group.mask is None else group.mask
-    scores.view(-1, len(mask_NCJ), q.shape[1] // _TILE, *mask_NCJ.shape[1:]).add_(mask_NCJ[:, None])
+    many, _, hidden = group.before.shape
+    laid = scores.view(-1, many, q.shape[1] // _TILE, _TILE, scores.shape[-1])
+    laid[..., :hidden].add_(group.before[:, None])
+    laid[..., -_TILE:].add_(_AHEAD)
     return torch.softmax(scores, dim=-1)
