@@ -101,7 +101,8 @@ def _within_documents(
         tensor.transpose(1, 2).flatten(0, 1).to(dtype).contiguous() for tensor in (query, key, value)
     )
     scale = size**-0.5 if scaling is None else scaling
-    out_TAD, _ = attend(q_TAD, k_TKD, v_TKD, position_ids, scale, sliding_window or 0)
+    positions_BS = position_ids.expand(rows, length)  # transformers counts through one row where it is told nothing
+    out_TAD, _ = attend(q_TAD, k_TKD, v_TKD, positions_BS, scale, sliding_window or 0)
     return out_TAD.view(rows, length, heads, size), None
 
 

@@ -60,8 +60,8 @@ def allowed_by(environment: Mapping[str, str]) -> dict[str, Any]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Within this torch's generators begin at `seed`; afterwards they go on as if nothing had been drawn."""
-    # Of this device: unless told, PyTorch saves those of all, and takes memory of every accelerator for it.
+    """Within this random numbers begin at `seed`; afterwards those of the CPU and of this device go on as before."""
+    # Unless told, PyTorch saves those of all devices, and takes memory of every accelerator for it.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -48,18 +48,19 @@ _last: tuple[Tensor, int, dict[Hashable, Any]] | None = None
 def remembered(positions_BS: Tensor, what: Hashable, find: Callable[[], Found]) -> Found:
     """What `find` finds about a batch, found once: all layers of teacher and students ask."""
     global _last
-    if _last is not None:
-        known, version, found = _last
-        same_place = known.data_ptr() == positions_BS.data_ptr() and known.device == positions_BS.device
-        if not (same_place and known.shape == positions_BS.shape and version == positions_BS._version):
-            _last = None
-    if _last is None:
-        _last = positions_BS, positions_BS._version, {}
-    found = _last[2]
+    last = _last  # of which another thread may make another one
+    if last is None or not _is_same(last[0], last[1], positions_BS):
+        last = _last = positions_BS, positions_BS._version, {}
+    found = last[2]
     if what not in found:
         found[what] = find()
     answer: Found = found[what]
     return answer
+
+
+def _is_same(known_BS: Tensor, version: int, positions_BS: Tensor) -> bool:
+    same_place = known_BS.data_ptr() == positions_BS.data_ptr() and known_BS.device == positions_BS.device
+    return same_place and known_BS.shape == positions_BS.shape and version == positions_BS._version
 
 
 def documents_of(positions_BS: Tensor) -> Documents:

@@ -1,7 +1,7 @@
 """Matrix products in bfloat16 whose results are float32, and float32 products by the faster of PyTorch's libraries.
 
 A logit rounded to bfloat16 carries an error of up to 0.4 %, which a softmax turns into a wrong gradient. Tensor cores
-and AMX add up in float32 anyway; these functions keep that sum instead of rounding it.
+and AMX add up in float32 anyway; `product` keeps that sum instead of rounding it.
 
 On a CPU PyTorch multiplies float32 matrices by MKL, which on AMD's processors takes twice the time of oneDNN, the
 library it has for bfloat16. It goes to oneDNN only when told that rounding to bfloat16 is allowed; without AMX oneDNN
@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def inner_dtype(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Within this, float32 products on a CPU may round their inputs to `dtype`, and take oneDNN where that is right."""
+    """Within this, float32 products on a CPU may round their inputs to `dtype`, and take oneDNN where that is right.
+
+    The setting is the whole process's: threads that compute at once should ask for the same.
+    """
     if device.type != "cpu":
         yield
         return
@@ -38,7 +41,7 @@ def _onednn_is_exact() -> bool:
         left = torch.randn(rows, inner, generator=generator)
         right = torch.randn(inner, columns, generator=generator)
         exact = left.double() @ right.double()
-        with _fp32_precision("bf16"):
+        with _fp32_precision("bf16"), torch.autocast("cpu", enabled=False):
             error = (left @ right - exact).abs().max() / exact.abs().max()
         if error > 1e-5:
             return False

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from foundry.engine.distill.divergences import Divergence
+from foundry.engine.distill.parallel import whole
 from foundry.engine.products import (
     Softmax,
     add_product,
@@ -89,16 +90,17 @@ def match(
 
     The square keeps the size of the gradient when the temperature changes (Hinton, 1503.02531); cross entropy is taken
     at temperature 1. `dtype` is that of matrix products (see `inner_dtype`); everything between them is float32.
+    Gradients come out of products of `dtype`, and are as exact as these.
     """
     walk = _Walk(student_TH, student, dtype, chunk)
-    whole = _operands(teacher, dtype) if isinstance(teacher, Whole) else None
+    taught = _operands(teacher, dtype) if isinstance(teacher, Whole) else None
     for part in walk.parts:
         logits_CV = walk.logits(part)
         gradient_CV = None if hard is None else _add_hard(walk, logits_CV.clone(), hard, part, scale)
         said = softmax(logits_CV, temperature)
         slope_CV = slope_of_cap(said.logits_TV, temperature, student.softcap)
-        if whole is not None:
-            theirs = softmax(logits_of(whole.hidden_TG[part], whole.head.weight_VH, whole.head.softcap), temperature)
+        if taught is not None:
+            theirs = softmax(logits_of(taught.hidden_TG[part], taught.head.weight_VH, taught.head.softcap), temperature)
             loss_C, soft_CV = divergence(theirs, said)
         else:
             assert isinstance(teacher, TopK)
@@ -129,9 +131,10 @@ class _Walk:
     """Goes over the tokens in chunks; gathers the loss, d loss / d hidden and d loss / d head."""
 
     def __init__(self, hidden_TH: Tensor, head: Head, dtype: torch.dtype, chunk: int | None) -> None:
-        self._hidden_TH, self._weight_VH = operand(hidden_TH.detach(), dtype), operand(head.weight_VH.detach(), dtype)
+        hidden_TH, weight_VH = hidden_TH.detach(), whole(head.weight_VH.detach())
+        self._hidden_TH, self._weight_VH = operand(hidden_TH, dtype), operand(weight_VH, dtype)
         # For gradients, whose products may round what they are made of, as those of the layers do.
-        self._rounded_TH, self._rounded_VH = self._hidden_TH.to(dtype), self._weight_VH.to(dtype)
+        self._rounded_TH, self._rounded_VH = hidden_TH.to(dtype), weight_VH.to(dtype)
         self._softcap, self._dtype = head.softcap, dtype
         self.total = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
         self._gradient_TH = torch.empty_like(self._hidden_TH, dtype=torch.float32)

@@ -42,14 +42,19 @@ def learns_on_host(
         raise OutOfMemory(
             f"{stage}: masters and momentum of {parameters:,} parameters do not fit on {context.device}, where Muon "
             f"needs them; choose AdamW ({stage}.optimizer), which can update in the machine's memory, or a machine "
-            "with several accelerators"
+            "with more accelerators"
         )
     message = f"{stage}: masters and moments lie in the machine's memory, for they do not fit on {context.device}"
     context.report(EventType.LOG, message, stage=stage, parameters=parameters)
     return True
 
 
-def learns_in_shards(plans: Sequence[PrunePlan], context: RunContext, *, copies: int) -> bool:
+def copies_of(config: Distill) -> int:
+    """Of a student's weights, beside those that learn: their average, the best so far."""
+    return (config.ema_decay is not None) + (config.patience_looks is not None)
+
+
+def learns_in_shards(plans: Sequence[PrunePlan], config: Distill, context: RunContext) -> bool:
     """Whether students of these plans learn on all accelerators, and says so where shards of them do not fit.
 
     Shards lie on accelerators alone and in float32; one accelerator with masters in the machine's memory may hold more.
@@ -60,8 +65,11 @@ def learns_in_shards(plans: Sequence[PrunePlan], context: RunContext, *, copies:
         families()[plans[0].family].parameter_count(shape)
         for shape in (plans[0].teacher_shape, *(plan.shape for plan in plans))
     )
+    if config.signal != "live":
+        teacher = 0  # gone before anything is learned
+    state = (4 if config.optimizer == "muon" else 8) + 4 * copies_of(config)
     whole = max(plan.shape.vocab * plan.shape.hidden for plan in plans)
-    if fits_in_shards(teacher, sum(students), whole, copies, total_bytes(context.device), context.accelerators):
+    if fits_in_shards(teacher, sum(students), whole, state, total_bytes(context.device), context.accelerators):
         return True
     message = (
         f"distill: shards of {sum(students):,} parameters that learn, and of their teacher, do not fit on "
@@ -81,4 +89,4 @@ def compiles(
     per_token: int = 2 * teacher.num_parameters() + 6 * sum(student.num_parameters() for student in students)
     operations = per_token * schedule.steps * schedule.batch_tokens
     worth_it = operations / ranks.size > _WORTH_COMPILING and can_compile(context.device)
-    return bool(ranks.first_says(float(worth_it)))
+    return ranks.averaged([float(worth_it)]) == [1.0]

@@ -60,19 +60,20 @@ def moments_on_host(parameters: int, copies: int, room: Room, *, loaded: bool = 
         raise OutOfMemory(
             f"training {parameters:,} parameters takes {gradients / 1e9:,.1f} GB of the accelerator for weights and "
             f"gradients, where {max(0, free) / 1e9:,.1f} GB are free, and {masters / 1e9:,.1f} GB there or of the "
-            f"machine's {room.host / 1e9:,.1f} GB for masters and moments; choose smaller or fewer targets, a machine "
-            "with more memory, or one with several accelerators"
+            f"machine's {room.host / 1e9:,.1f} GB for masters and moments; choose smaller or fewer targets, or a "
+            "machine with more memory or more accelerators"
         )
     return True
 
 
-def fits_in_shards(teacher: int, students: int, whole: int, copies: int, accelerator: int, processes: int) -> bool:
+def fits_in_shards(teacher: int, students: int, whole: int, state: int, accelerator: int, processes: int) -> bool:
     """Whether a teacher and students of so many parameters fit into so many accelerators of `accelerator` bytes each.
 
-    A process has its part of the teacher in bfloat16, and of the students weights, gradients, moments and `copies` in
-    float32; embedding, output matrix and its gradient of a student, of `whole` parameters each, it has whole at times.
+    A process has its part of the teacher in bfloat16, and of the students weights and gradients in float32 and `state`
+    bytes of each parameter: moments and copies. Embedding, output matrix and its gradient of a student, of `whole`
+    parameters each, it has whole at times.
     """
-    parts = (2 * teacher + (4 + 4 + 8 + 4 * copies) * students) // processes
+    parts = (2 * teacher + (4 + 4 + state) * students) // processes
     return parts + 3 * 4 * whole <= int((1 - _ACTIVATIONS_ROOM) * accelerator)
 
 

@@ -15,7 +15,7 @@ from foundry.engine.distill.hidden import HiddenMatch, Pairs
 from foundry.engine.distill.judge import has_helped
 from foundry.engine.distill.launch import launch
 from foundry.engine.distill.learner import Learner
-from foundry.engine.distill.means import compiles, held_in, learns_in_shards, learns_on_host
+from foundry.engine.distill.means import compiles, copies_of, held_in, learns_in_shards, learns_on_host
 from foundry.engine.distill.memory import checkpoint_activations
 from foundry.engine.distill.objectives import Goal, match_saved, match_teacher
 from foundry.engine.distill.parallel import ALONE, Ranks, fill
@@ -56,7 +56,7 @@ def distill(spec: JobSpec, workspace: Workspace, context: RunContext) -> None:
     sample(spec, workspace, context)
     assert spec.distill is not None
     plans = [_plan(workspace, target) for target in students]
-    if learns_in_shards(plans, context, copies=_copies(spec.distill)):
+    if learns_in_shards(plans, spec.distill, context):
         launch(workspace, context)
     else:
         learn(spec, workspace, context)
@@ -81,7 +81,7 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
     _announce(schedule, len(students), context)
     pairs = {target: _pairs(config, target, workspace) for target in students}
     on_host = ranks.mesh is None and learns_on_host(
-        "distill", _parameters(workspace, students), context, optimizer=config.optimizer, copies=_copies(config),
+        "distill", _parameters(workspace, students), context, optimizer=config.optimizer, copies=copies_of(config),
     )  # fmt: skip
     learners = [
         _learner(target, folder, teacher, pairs[target], config, context, ranks, on_host=on_host)
@@ -179,11 +179,6 @@ def _plan(workspace: Workspace, target: str) -> PrunePlan:
 def _parameters(workspace: Workspace, targets: Iterable[str]) -> int:
     plans = [_plan(workspace, target) for target in targets]
     return sum(families()[plan.family].parameter_count(plan.shape) for plan in plans)
-
-
-def _copies(config: Distill) -> int:
-    """How many further copies of its weights a student has: an average, the best so far."""
-    return (config.ema_decay is not None) + (config.patience_looks is not None)
 
 
 def _pairs(config: Distill, target: str, workspace: Workspace) -> Pairs | None:

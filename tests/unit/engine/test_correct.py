@@ -1,9 +1,15 @@
 """Teacher correction is kept when it helps, and only then."""
 
-import pytest
+import gc
+from pathlib import Path
 
+import pytest
+from transformers import LlamaForCausalLM
+
+from foundry.engine import correct as correct_module
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.correct import correct
+from foundry.engine.packed import Packed
 from foundry.intake.checkpoint import open_checkpoint
 from foundry.spec.lifecycle import EventType
 from tests.unit.engine.conftest import Heard, MakeWorkspace
@@ -29,6 +35,30 @@ def test_correct_keeps_the_teacher_that_predicts_held_out_text_better(
     (said,) = [event for event in heard.of(EventType.LOG) if "held-out loss went from" in event.message]
     assert said.message.endswith("the corrected teacher is used")
     assert {path.name for path in workspace.stage("correct").iterdir()} == {"done.json", "history.json", "teacher"}
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_model_that_was_trained_is_gone_before_others_are_measured(
+    make_workspace: MakeWorkspace, context: RunContext, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """On an accelerator two of them may be more than fits."""
+
+    def models() -> int:
+        gc.collect()
+        return sum(type(one) is LlamaForCausalLM for one in gc.get_objects())
+
+    there = []
+
+    def counting(path: Path, held_out: Packed, context: RunContext) -> float:
+        there.append(models() - before)
+        return measured(path, held_out, context)
+
+    measured = correct_module._loss
+    monkeypatch.setattr(correct_module, "_loss", counting)
+    spec, workspace = make_workspace(correct={"method": method, "tokens": 512, "learning_rate": 1e-3})
+    before = models()
+    correct(spec, workspace, context)
+    assert there == [0, 0]
 
 
 def test_correct_leaves_the_teacher_as_it_was_when_the_loss_rises(

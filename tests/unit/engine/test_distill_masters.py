@@ -157,11 +157,11 @@ def test_moments_lie_on_the_host_where_the_accelerator_has_no_room(
 
 
 @pytest.mark.parametrize(
-    ("processes", "copies", "expected"), [(2, 0, False), (4, 0, True), (4, 2, True), (3, 2, False)]
+    ("processes", "state", "expected"), [(2, 8, False), (2, 4, True), (4, 8, True), (4, 16, True), (3, 16, False)]
 )
-def test_shards_are_learned_in_where_they_fit(processes: int, copies: int, *, expected: bool) -> None:
+def test_shards_are_learned_in_where_they_fit(processes: int, state: int, *, expected: bool) -> None:
     """Of 12.2e9 and 8.41e9 parameters in 85 GB each: halves take 79.5 and what is whole at times 6.4."""
-    assert fits_in_shards(int(12.2e9), int(8.41e9), 131_072 * 4096, copies, int(85e9), processes) == expected
+    assert fits_in_shards(int(12.2e9), int(8.41e9), 131_072 * 4096, state, int(85e9), processes) == expected
 
 
 @pytest.mark.parametrize(("accelerator", "machine", "copies"), [(40e9, 500e9, 0), (85e9, 100e9, 0), (85e9, 137e9, 2)])

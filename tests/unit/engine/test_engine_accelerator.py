@@ -4,7 +4,7 @@ They lie on a device that is no CPU; one that is made on the CPU beside them is 
 T: tokens, V: vocabulary, H: hidden, G: hidden of the teacher, K: likeliest tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from foundry.engine.distill.divergences import divergence_of
-from foundry.engine.distill.hidden import cosine, mse
+from foundry.engine.distill.hidden import Distance, cosine, mse
 from foundry.engine.distill.losses import HardLabels, Head, Signal, TopK, Whole, cross_entropy, match
 from foundry.engine.distill.optimizers import orthogonal
 from foundry.engine.evaluate.compare import Outputs, figures_of
@@ -48,7 +48,7 @@ def top_k() -> Signal:
 
 @pytest.mark.parametrize("signal", [whole, top_k])
 @pytest.mark.parametrize("loss", ["forward_kl", "reverse_kl", Jsd(kind="jsd", beta=0.5)], ids=["KL", "reverse", "JSD"])
-def test_a_loss_on_an_accelerator_mixes_no_devices_and_types(signal: type, loss: Loss) -> None:
+def test_a_loss_on_an_accelerator_mixes_no_devices_and_types(signal: Callable[[], Signal], loss: Loss) -> None:
     hard = HardLabels(new(T, dtype=torch.int64), 0.1)
     student = Head(new(V, H), softcap=30.0)  # frozen: PyTorch 2.11 adds no product to a tensor without values
     scored = match(new(T, H), student, signal(), divergence_of(loss), temperature=2.0, hard=hard, dtype=HALF, chunk=5)
@@ -65,7 +65,7 @@ def test_cross_entropy_and_figures_on_an_accelerator_mix_no_devices_and_types() 
 
 
 @pytest.mark.parametrize("distance", [cosine, mse])
-def test_a_distance_of_hidden_states_stays_on_the_accelerator(distance: type) -> None:
+def test_a_distance_of_hidden_states_stays_on_the_accelerator(distance: Distance) -> None:
     loss, gradient_TG = distance(new(T, G, dtype=torch.float32), new(T, G, dtype=torch.float32))
     assert loss.device.type == "meta" and are_float32_there(gradient_TG)
 

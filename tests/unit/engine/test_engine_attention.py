@@ -88,6 +88,15 @@ def _defined(given: list[Tensor], lengths: Tensor, window: int) -> Tensor:
     return (scores_ATT.softmax(dim=-1) @ v_ATD).transpose(0, 1)
 
 
+def test_a_model_that_is_told_no_positions_reads_every_row_as_one_document() -> None:
+    model = _model("llama")
+    ids_BS = INPUTS["input_ids"]
+    with torch.no_grad():
+        masked: Any = model(ids_BS, use_cache=False).logits
+        attend_within_documents(model, torch.float32)
+        torch.testing.assert_close(model(ids_BS, use_cache=False).logits, masked, rtol=1e-4, atol=1e-4)
+
+
 def test_the_operator_keeps_to_what_compilers_are_told_of_it() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(72, heads, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2))
