@@ -1,7 +1,8 @@
 """Causal attention within documents as one operator.
 
 The usual way is one product of all tokens of a row with all others and a mask over most of the result. A document that
-fills a third of a row needs a ninth of that, and half of XX
+fills a third of a row needs a ninth of that, and half of it again where tokens do not look ahead.
+
 PyTorch's `varlen_attn` is no way to it: it wants the documents' bounds, whose number differs from batch to batch, so a
 compiled layer would be compiled again and again, and its backward pass gives other bits each time. This operator takes
 the positions and looks the bounds up; `torch.compile` takes it as it is.
