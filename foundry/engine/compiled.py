@@ -1,6 +1,9 @@
 """Layers compiled by `torch.compile`: norms, rotations and gates become a few kernels."""
 
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -31,6 +34,24 @@ def compile_layers(model: PreTrainedModel) -> None:
         )
 
 
+@contextmanager
+def compiler_at_rest() -> Iterator[None]:
+    """Behind this the compiler's helper processes are gone; it starts others when it needs them.
+
+    They compile kernels of accelerators. Left to the end of this process, PyTorch before 2.13 waits for them for five
+    minutes where they had nothing to do, as when all kernels lie in its cache (its issue 162199).
+    """
+    try:
+        yield
+    finally:
+        compiler = sys.modules.get("torch._inductor.async_compile")  # loading it takes longer than most tests
+        if compiler is not None:
+            for pool in compiler._pool_set:
+                if (helper := getattr(pool, "process", None)) is not None:
+                    helper.kill()  # its own helpers end with it
+            compiler.shutdown_compile_workers()
+
+
 def check_compiler(device: torch.device) -> None:
     """Raise `OperatorError` where nothing can be compiled for a device, as on a machine without a C++ compiler."""
     if (why := _why_not(device)) is not None:
@@ -49,7 +70,7 @@ def can_compile(device: torch.device) -> bool:
 @cache
 def _why_not(device: torch.device) -> str | None:
     try:
-        with warnings.catch_warnings(), torch._dynamo.config.patch(suppress_errors=False):
+        with compiler_at_rest(), warnings.catch_warnings(), torch._dynamo.config.patch(suppress_errors=False):
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # PyTorch's compiler, of itself
             torch.compile(_something)(torch.ones(8, device=device))
     except Exception as error:  # of Dynamo, Inductor, Triton or the compiler that they start

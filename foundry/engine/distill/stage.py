@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foundry.engine.attention import attend_within_documents
-from foundry.engine.compiled import compile_layers
+from foundry.engine.compiled import compile_layers, compiler_at_rest
 from foundry.engine.context import RunContext
 from foundry.engine.distill.checkpoints import digest_of
 from foundry.engine.distill.hidden import HiddenMatch, Pairs
@@ -99,7 +99,8 @@ def learn(spec: JobSpec, workspace: Workspace, context: RunContext, ranks: Ranks
         digest=_digest(spec, workspace, students), patience_looks=config.patience_looks,
         time_budget_s=config.time_budget_s,
     )  # fmt: skip
-    histories = train(learners, training, workspace, context, ranks)
+    with compiler_at_rest():
+        histories = train(learners, training, workspace, context, ranks)
     del training, objective  # and the teacher that it asks: a student that is judged is judged beside one from disk
     for learner in learners:
         folder, source = workspace.stage("distill", learner.name), students[learner.name]

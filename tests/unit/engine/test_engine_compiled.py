@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor import async_compile
 from torch._inductor import config as inductor
+from torch._inductor.compile_worker.subproc_pool import SubprocPool
 
 from foundry.engine import compiled
-from foundry.engine.compiled import can_compile, check_compiler, compile_layers
+from foundry.engine.compiled import can_compile, check_compiler, compile_layers, compiler_at_rest
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.distill.learner import Learner
 from foundry.engine.distill.memory import checkpoint_activations
@@ -81,3 +83,14 @@ def test_a_machine_without_a_compiler_is_told_what_to_install() -> None:
     finally:
         compiled._why_not.cache_clear()
     assert raised.value.pointer == "/distill/compile"
+
+
+def test_no_process_of_the_compiler_is_left_to_wait_for() -> None:
+    """Only kernels of accelerators are compiled in processes of their own, so this starts one as they do."""
+    with pytest.raises(Stopped), compiler_at_rest():
+        pool = SubprocPool(2)
+        async_compile._pool_set.add(pool)
+        assert pool.process.poll() is None
+        raise Stopped
+    assert pool.process.poll() is not None
+    assert not async_compile._pool_set
