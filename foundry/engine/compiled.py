@@ -21,6 +21,7 @@ def compile_layers(model: PreTrainedModel) -> None:
     Kernels are chosen by rule, not by trying, so that a resumed run computes with the same ones. A family that the
     compiler fails on stays as it is, and the compiler says so.
     """
+    _without_helpers()
     torch._dynamo.config.recompile_limit = _KERNELS
     torch._dynamo.config.suppress_errors = True
     config = model.config.to_dict()
@@ -49,6 +50,7 @@ def can_compile(device: torch.device) -> bool:
 @cache
 def _why_not(device: torch.device) -> str | None:
     try:
+        _without_helpers()
         with warnings.catch_warnings(), torch._dynamo.config.patch(suppress_errors=False):
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # PyTorch's compiler, of itself
             torch.compile(_something)(torch.ones(8, device=device))
@@ -57,6 +59,17 @@ def _why_not(device: torch.device) -> str | None:
         # The first only says in which backend it was.
         return next((line for line in lines if not line.endswith("raised:")), type(error).__name__)
     return None
+
+
+def _without_helpers() -> None:
+    """Compile in this process alone: a few kernels serve all layers.
+
+    PyTorch before 2.13 waits for idle helper processes for five minutes at its end, where all kernels lay in its cache
+    (its issue 162199).
+    """
+    import torch._inductor.config as inductor  # late: few processes compile
+
+    inductor.compile_threads = 1
 
 
 def _something(x: Tensor) -> Tensor:

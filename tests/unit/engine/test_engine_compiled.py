@@ -1,8 +1,8 @@
 """Compiled layers learn what others do, and a machine that cannot compile says so before any work."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch._inductor import config as inductor
@@ -24,13 +24,6 @@ from tests.unit.engine.test_distill_trainer import assert_same_bits, new_trainin
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def alone() -> Iterator[None]:
-    """No processes that compile beside this one and stay: other tests count their children."""
-    with inductor.patch(compile_threads=1):
-        yield
-
-
 def new_run(context: RunContext, *, is_compiled: bool) -> tuple[Learner, Training]:
     teacher, student = (tiny.new_model(seed=seed, layers=1, ffn=ffn) for seed, ffn in ((1, 64), (2, 32)))
     fuse_norms(teacher)
@@ -50,6 +43,7 @@ def losses(history: History) -> list[float]:
 def test_a_compiled_run_learns_the_same_and_resumes_to_the_same_bits(
     context: RunContext, heard: Heard, tmp_path: Path
 ) -> None:
+    children = psutil.Process().children()
     if not can_compile(CPU):
         pytest.skip("there is no C++ compiler")
     learner, training = new_run(context, is_compiled=False)
@@ -57,6 +51,7 @@ def test_a_compiled_run_learns_the_same_and_resumes_to_the_same_bits(
     whole, training = new_run(context, is_compiled=True)
     found = train([whole], training, Workspace(tmp_path / "whole"), context)
     assert losses(found["student"]) == pytest.approx(losses(plain["student"]), rel=1e-5)
+    assert psutil.Process().children() == children  # of the compiler none, which would have to be waited for
 
     heard.events.clear()
     heard.stop_after = 3
