@@ -2,8 +2,8 @@
 
 A tile of queries sees the tiles of keys from where its first document begins up to itself. Tiles that see equally many
 are taken together: two batched products and one softmax, over a part small enough to stay in the processor's caches.
-PyTorch's own kernel for CPUs multiplies head by head, by the slower of its libraries (see `products`): it takes 1.2 to
-2 times as long, and with a window, which it knows as a mask alone, far longer.
+PyTorch's own kernel for CPUs multiplies head by head, by the slower of its libraries (see `products`): it takes up to
+twice as long, and with a window, which it knows as a mask alone, far longer.
 
 B: rows, S: tokens of a row, T: B x S, A: query heads, K: key heads, G: query heads of a key head, D: size of a head,
 L: tiles, C: tokens of a tile, N: tiles taken together, R: tiles that each of them sees.
