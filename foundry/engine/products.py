@@ -3,9 +3,9 @@
 A logit rounded to bfloat16 carries an error of up to 0.4 %, which a softmax turns into a wrong gradient. Tensor cores
 and AMX add up in float32 anyway; `product` keeps that sum instead of rounding it.
 
-On a CPU PyTorch multiplies float32 matrices by MKL, which on AMD's processors takes twice the time of oneDNN, the
-library it has for bfloat16. It goes to oneDNN only when told that rounding to bfloat16 is allowed; without AMX oneDNN
-makes no use of that.
+On a CPU PyTorch multiplies float32 matrices by MKL, which on an AMD EPYC with AVX-512 takes twice the time of oneDNN,
+the library it has for bfloat16. It goes to oneDNN only when told that rounding to bfloat16 is allowed; without AMX
+oneDNN makes no use of that.
 """
 
 from collections.abc import Iterator
@@ -73,12 +73,17 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left, right, out_dtype=torch.float32)
 
 
+def rounded_product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right of two of one dtype: in float32, but on a CPU rounded to that dtype."""
+    return left @ right if left.device.type == "cpu" else product(left, right)
+
+
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add left @ right to a float32 matrix, of two of one dtype; on a CPU their product is rounded to it."""
     if left.dtype == torch.float32:
         total.addmm_(left, right)
     elif left.device.type == "cpu":
-        total.add_(left @ right)
+        total.add_(rounded_product(left, right))
     else:
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
 

@@ -21,6 +21,7 @@ from foundry.engine.products import (
     chunk_tokens,
     logits_of,
     operand,
+    rounded_product,
     slope_of_cap,
     softmax,
 )
@@ -90,7 +91,7 @@ def match(
 
     The square keeps the size of the gradient when the temperature changes (Hinton, 1503.02531); cross entropy is taken
     at temperature 1. `dtype` is that of matrix products (see `inner_dtype`); everything between them is float32.
-    Gradients come out of products of `dtype`, and are as exact as these.
+    On a CPU gradients are rounded to `dtype` where their products come out.
     """
     walk = _Walk(student_TH, student, dtype, chunk)
     taught = _operands(teacher, dtype) if isinstance(teacher, Whole) else None
@@ -152,7 +153,7 @@ class _Walk:
     def add(self, part: slice, gradient_CV: Tensor) -> None:
         """Take the gradient of a chunk's logits (before the cap)."""
         gradient_CV = gradient_CV.to(self._dtype)
-        self._gradient_TH[part] = gradient_CV @ self._rounded_VH
+        self._gradient_TH[part] = rounded_product(gradient_CV, self._rounded_VH)
         if self._gradient_VH is not None:
             add_product(self._gradient_VH, gradient_CV.T, self._rounded_TH[part])
 

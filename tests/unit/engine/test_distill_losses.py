@@ -170,8 +170,8 @@ def test_match_never_rounds_logits_when_products_run_in_bfloat16() -> None:
     assert float(scored.total) == pytest.approx(float(total), rel=2e-6)
     # The gradient of the logits is an operand of the next product, and that product rounded: 8 bits each.
     assert scored.head_VH is not None
-    assert (scored.hidden_TH - gradient_TH).abs().max() <= 8e-3 * gradient_TH.abs().max()
-    assert (scored.head_VH - gradient_VH).abs().max() <= 8e-3 * gradient_VH.abs().max()
+    assert (scored.hidden_TH - gradient_TH).abs().max() <= 5e-3 * gradient_TH.abs().max()
+    assert (scored.head_VH - gradient_VH).abs().max() <= 5e-3 * gradient_VH.abs().max()
 
 
 def test_products_round_nothing_where_they_are_to_run_in_float32() -> None:
