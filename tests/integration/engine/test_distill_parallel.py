@@ -17,7 +17,7 @@ from torch import distributed as dist
 from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 
-from foundry.engine.compiled import can_compile, compile_layers
+from foundry.engine.compiled import compile_layers
 from foundry.engine.context import RunContext, Stopped
 from foundry.engine.corpus import pack
 from foundry.engine.distill.hidden import HiddenMatch, Pairs
@@ -33,6 +33,7 @@ from foundry.intake.documents import Document
 from foundry.spec.lifecycle import EventType, RunEvent
 from foundry.spec.stages import HiddenLoss
 from tests import tiny
+from tests.compilers import needs_compiler
 from tests.unit.engine.conftest import FFN, Heard, MakeWorkspace
 from tests.unit.engine.conftest import context as context
 from tests.unit.engine.conftest import heard as heard
@@ -159,10 +160,10 @@ def assert_close(
             torch.testing.assert_close(tensor, other[student][name], rtol=rtol, atol=atol, msg=f"{student} {name}")
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, id=name, marks=needs_compiler if "compiled" in way else ()) for name, way in WAYS.items()]
+)
 def test_two_processes_learn_what_one_does(way: dict[str, Any], together: Together, tmp_path: Path) -> None:
-    if "compiled" in way and not can_compile(CPU):
-        pytest.skip("there is no C++ compiler")
     histories, weights = Course(tmp_path / "one", way)(ALONE)
     divided, gathered = together(Course(tmp_path / "two", way))
     for name, history in histories.items():

@@ -18,6 +18,7 @@ from foundry.engine.norms import fuse_norms
 from foundry.engine.workspace import Workspace
 from foundry.errors import OperatorError
 from tests import tiny
+from tests.compilers import needs_compiler
 from tests.unit.engine.conftest import Heard
 from tests.unit.engine.test_distill_trainer import assert_same_bits, new_training, weights_of
 
@@ -39,13 +40,13 @@ def losses(history: History) -> list[float]:
     return [row["loss"] for row in history["rows"] if "loss" in row]
 
 
+@needs_compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo's own
 def test_a_compiled_run_learns_the_same_and_resumes_to_the_same_bits(
     context: RunContext, heard: Heard, tmp_path: Path
 ) -> None:
     children = psutil.Process().children()
-    if not can_compile(CPU):
-        pytest.skip("there is no C++ compiler")
+    assert can_compile(CPU)
     learner, training = new_run(context, is_compiled=False)
     plain = train([learner], training, Workspace(tmp_path / "plain"), context)
     whole, training = new_run(context, is_compiled=True)
